@@ -5,8 +5,9 @@
 Starts an S3 server (moto) in a process of its own, or writes to --url with the credentials of the environment. --rate puts a line of so
 many megabytes a second before that server: without it, server and writer compete for the same cores. `raw puts` sends the files of the
 finished store with obstore, as many at once as the writer does; the writer also compresses, claims and marks every block, two blocks at
-once as an extraction on a GPU does, and `copy` reads, checks and compresses again. Each row runs in a process of its own, so that peak
-memory is its own; the median of --repeats.
+once as an extraction on a GPU does, or one at a time as one on a CPU, and `copy` reads, checks and compresses again. Each row runs in a
+process of its own, so that peak memory and CPU time are its own. All rows run once in turn, --repeats times; ratios are to the raw puts of
+the same turn: their median, smallest and largest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import threading
 import time
 import urllib.request
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,8 @@ from stratascope.store import BlockWriter, StoreLayout, copy_store, create_store
 from stratascope.store.io.store_files import FILES_AT_ONCE
 
 BLOCK = 64
+WRITERS = {"writer, two blocks at once": 2, "writer, one block": 1}
+ROWS = ("raw puts", *WRITERS, "copy")
 TOKENS = 8
 
 
@@ -67,17 +72,19 @@ def block_of(layout: StoreLayout, block: int) -> dict[str, np.ndarray]:
     return {"residual": values, "answer_logits": np.zeros((n, 2), np.float32), "status": np.ones(n, np.uint8)}
 
 
-def write(target: str, options: argparse.Namespace) -> float:
+def write(target: str, options: argparse.Namespace, at_once: int = 2) -> Callable[[], None]:
     layout = layout_of(options)
     blocks = {b: block_of(layout, b) for b in range(min(layout.blocks, 2))}  # drawn before the clock starts, as a model would yield them
-    begin = time.perf_counter()
-    create_store(target, layout, **known_of(layout))
-    with BlockWriter(target) as writer, ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda block: writer.write(block, blocks[block % len(blocks)]), writer.pending()))
-    return time.perf_counter() - begin
+
+    def work() -> None:
+        create_store(target, layout, **known_of(layout))
+        with BlockWriter(target) as writer, ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda block: writer.write(block, blocks[block % len(blocks)]), writer.pending()))
+
+    return work
 
 
-def raw(source: Path, target: str) -> float:
+def raw(source: Path, target: str) -> Callable[[], None]:
     import obstore
     from obstore.store import from_url
 
@@ -87,20 +94,23 @@ def raw(source: Path, target: str) -> float:
     def put(path: Path) -> None:
         obstore.put(client, path.relative_to(source).as_posix(), path.read_bytes())
 
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        list(pool.map(put, files))
-    return time.perf_counter() - begin
+    def work() -> None:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            list(pool.map(put, files))
+
+    return work
 
 
-def task(name: str, source: Path, target: str, options: argparse.Namespace) -> float:
+def task(name: str, source: Path, target: str, options: argparse.Namespace) -> dict[str, float]:
     if name == "raw puts":
-        return raw(source, target)
-    if name == "writer":
-        return write(target, options)
-    begin = time.perf_counter()
-    copy_store(source, target)
-    return time.perf_counter() - begin
+        work = raw(source, target)
+    elif name in WRITERS:
+        work = write(target, options, WRITERS[name])
+    else:
+        work = partial(copy_store, source, target)
+    begin, used = time.perf_counter(), time.process_time()
+    work()
+    return {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - used}
 
 
 def main() -> None:
@@ -115,8 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.task:
         name, source, target = options.task
-        seconds = task(name, Path(source), target, options)
-        print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        found = task(name, Path(source), target, options)
+        print(json.dumps({**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
         return
     server = None
     if options.url is None:
@@ -124,16 +134,22 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "local.zarr"
-            local = write(str(source), options)
+            begin = time.perf_counter()
+            write(str(source), options)()
+            local = time.perf_counter() - begin
             size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
             print(f"{size / 1e6:.0f} MB in {sum(1 for p in source.rglob('*') if p.is_file())} files; written to a disk in {local:.1f} s")
-            reference = 0.0
-            for name in ("raw puts", "writer", "copy"):
-                runs = [_run(name, source, f"{options.url}/{uuid.uuid4().hex}.zarr", options) for _ in range(options.repeats)]
-                seconds, peak = (statistics.median(run[key] for run in runs) for key in ("seconds", "peak"))
-                reference = reference or seconds
-                rate = f"{size / 1e6 / seconds:7.0f} MB/s"
-                print(f"{name:<10} {seconds:7.2f} s {rate}  {seconds / reference:5.2f} x raw puts   peak memory {peak / 1e6:6.0f} MB")
+            turns = [
+                {name: _run(name, source, f"{options.url}/{uuid.uuid4().hex}.zarr", options) for name in ROWS}
+                for _ in range(options.repeats)
+            ]
+            for name in ROWS:
+                seconds, cpu, peak = (statistics.median(turn[name][key] for turn in turns) for key in ("seconds", "cpu", "peak"))
+                ratios = sorted(turn[name]["seconds"] / turn["raw puts"]["seconds"] for turn in turns)
+                spread = f"{statistics.median(ratios):5.2f} x raw puts ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+                print(
+                    f"{name:<27} {seconds:7.2f} s  CPU {cpu:6.2f} s  {size / 1e6 / seconds:5.1f} MB/s  {spread}  peak {peak / 1e6:5.0f} MB"
+                )
     finally:
         if server is not None:
             server.terminate()

@@ -22,9 +22,10 @@ from stratascope.causal import InterventionSettings
 from stratascope.causal.design import EditStack
 from stratascope.causal.erasure import Erasure
 from stratascope.extract.run.capture import use_captured_attention
-from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions, pass_tokens
+from stratascope.extract.run.intervention import InterventionRunner, Tracked, pass_tokens
 from stratascope.extract.run.knockout import tracing
 from stratascope.extract.run.logits import Unembedding
+from stratascope.extract.run.residual_edits import DeviceEdits, Interventions
 
 LENGTH, BLOCKS, KINDS, FACTORS, RANDOM = 400, 12, 3, 5, 20
 SLOTS = KINDS * FACTORS + RANDOM
@@ -112,7 +113,7 @@ def main() -> None:
     decoder = use_captured_attention(ours)
     hidden = decoder.config.hidden_size
     windows = tuple((layer, layer) for layer in range(BLOCKS + 1))
-    runner = InterventionRunner(Bare(ours, decoder), PAIR)  # type: ignore[arg-type]
+    runner = InterventionRunner(Bare(ours, decoder))  # type: ignore[arg-type]
     stack, default = (DeviceEdits.of(edits(hidden, slots), torch.device("cpu")) for slots in (SLOTS, DEFAULT))
     nothing = DeviceEdits(*(torch.zeros_like(part) for part in (default.write, default.read, default.centre, default.shift)))
     designs = {
@@ -125,7 +126,8 @@ def main() -> None:
     def all_variants(name: str) -> object:
         with torch.inference_mode(), tracing(decoder.layers) as trace:
             ours(**inputs)
-        return runner.measure(trace, {"final": np.array([LENGTH - 1])}, designs[name], None, 1e-2, tokens_of_pass=pass_tokens(8192, LENGTH))
+        places, most = {"final": np.array([LENGTH - 1])}, pass_tokens(8192, LENGTH)
+        return runner.measure(Tracked(trace, None), PAIR, places, designs[name], None, 1e-2, tokens_of_pass=most)
 
     plain = seconds(lambda: bare(**inputs), 3 * given.rounds)
     count = SLOTS * len(windows)

@@ -88,23 +88,14 @@ def checked_window(window: Window | None, layers: int) -> Window:
     return int(first), int(last)
 
 
-def require_maps(store: ActivationStore, method: str, tower: str = "decoder") -> None:
+def require_maps(store: ActivationStore, method: str) -> None:
     """Raise where a store lacks the maps for `method` (rollout, flow).
 
     Raises
     ------
     NotRecordedError
-        If the store lacks the maps of a block, or `tower` is vision: no store holds maps of the vision tower.
-    InvalidInputError
-        If the tower is neither `decoder` nor `vision`.
+        If the store lacks the maps of a block.
     """
-    if tower == "vision":
-        raise NotRecordedError(
-            f"expected attention maps of the vision tower, found none: its blocks attend within windows and have no final token, so that "
-            f"{method} through the vision tower is undefined; probe its residual stream instead (extract with vision_residual in `record`)"
-        )
-    if tower != "decoder":
-        raise InvalidInputError(f"expected the tower decoder or vision, found {tower!r}")
     layout = store.layout
     if "attention_maps" not in layout.record:
         raise NotRecordedError(

@@ -14,7 +14,7 @@ from stratascope.analysis.relevance import Method
 from stratascope.errors import TooFewExamplesError
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import Band
-from stratascope.stats.mean_ratio import FEWEST_GROUPS, mean_ratio
+from stratascope.stats.mean_ratio import FEWEST_BOUNDED, mean_ratio
 from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
 
 TARGETS = ("spans", "cells")
@@ -102,21 +102,21 @@ def with_intervals(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any
     Raises
     ------
     TooFewExamplesError
-        If no row of the first window has correlations in `FEWEST_GROUPS` images.
+        If no row of the first window has correlations in `FEWEST_BOUNDED` images.
     """
     known = np.isfinite(correlations)
     rows["examples"] = known.sum(1)
     rows["images"] = counted = np.array([len(np.unique(images[row])) for row in known])
     most = int(counted[rows["window"] == rows["window"].iloc[0]].max())
-    if most < FEWEST_GROUPS:
-        raise TooFewExamplesError(f"expected knockout effects in at least {FEWEST_GROUPS} images, found {most}; measure more examples")
+    if most < FEWEST_BOUNDED:
+        raise TooFewExamplesError(f"expected knockout effects in at least {FEWEST_BOUNDED} images, found {most}; measure more examples")
     bootstrap = Bootstrap(images, draws=draws, seed=seed)
     mean, alone = _means(correlations, bootstrap, level)
     rows["correlation"], rows["low"], rows["high"] = mean, alone.low, alone.high
     role = rows["role"].to_numpy()
     together, behind = np.full((2, len(rows)), np.nan), np.full((3, len(rows)), np.nan)
     for _, part in rows.groupby([*SETTING, "effect"], sort=False):
-        places = part.index[counted[part.index] >= FEWEST_GROUPS].to_numpy()
+        places = part.index[counted[part.index] >= FEWEST_BOUNDED].to_numpy()
         ranked = places[role[places] != "reference"]
         for family in (ranked, places[role[places] == "reference"]):
             if len(family):

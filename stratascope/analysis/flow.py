@@ -27,7 +27,7 @@ Counts = NDArray[np.int64]
 
 UNIT = 2**50
 """Integer for a capacity of 1: rounding stays below 1e-12 over a thousand tokens, sums fit 64 bits."""
-_ENOUGH = 2**52
+ENOUGH = 2**52
 """Above the outflow of the source; terms of a cut are clipped here, so that sums over layers do not overflow."""
 CUTS = ("unproven", "source", "target", "other")
 """Kind of the minimum cut: `source`, around the column of the final token; `target`, around the column of the target; `other`; `unproven`
@@ -102,7 +102,7 @@ def flow(maps: NDArray[Any], *, window: Window | None = None, tokens: Sequence[i
     bound = np.minimum(source, target)
     found, exact = bound.copy(), np.zeros(count, np.bool_)
     if chosen:
-        solver = _Solver(capacities)
+        solver = FlowSolver(capacities)
         for token in chosen:
             found[token] = solver.into(np.arange(count) == token, int(bound[token]))
         exact[chosen] = True
@@ -134,7 +134,7 @@ def span_flow(maps: NDArray[Any], spans: Mapping[str, Sequence[int]], *, window:
     """
     capacities = _capacities(maps, window)
     sent = int(capacities[-1, -1].sum())
-    solver = _Solver(capacities) if spans else None
+    solver = FlowSolver(capacities) if spans else None
     rows = []
     for name, span in spans.items():
         assert solver is not None
@@ -179,7 +179,7 @@ def minimum_cut(maps: NDArray[Any], span: Sequence[int] | int, *, window: Window
     capacities = _capacities(maps, window)
     count = capacities.shape[-1]
     targets = _members("asked for", [span] if isinstance(span, int) else span, count)
-    solver = _Solver(capacities)
+    solver = FlowSolver(capacities)
     found = solver.into(targets, int(capacities[-1, -1].sum()), keep=True)
     below = solver.side_of(targets)
     crossing = capacities * (~below[1:, :, None] & below[:-1, None, :])
@@ -188,10 +188,23 @@ def minimum_cut(maps: NDArray[Any], span: Sequence[int] | int, *, window: Window
     return MinimumCut(found, int(by_layer.sum()), below, by_layer / UNIT)
 
 
-class _Solver:
-    """Maximum flow solver: one network, many targets."""
+class FlowSolver:
+    """Maximum flow solver: one network, many targets.
 
-    def __init__(self, capacities: NDArray[np.int64]) -> None:
+    Parameters
+    ----------
+    capacities
+        (layer, upper, lower) int64.
+    causal
+        Whether an upper node of a layer has no edges to later columns; None: in all layers.
+
+    Raises
+    ------
+    MissingExtraError
+        If numba is not installed.
+    """
+
+    def __init__(self, capacities: NDArray[np.int64], causal: Sequence[bool] | None = None) -> None:
         try:
             from stratascope.analysis import max_flow
         except ImportError as error:
@@ -199,11 +212,13 @@ class _Solver:
         self._code = max_flow
         self._network: Network
         self._workspace: Workspace
-        self._network, self._workspace = max_flow.empty_network(capacities)
+        self._network, self._workspace = max_flow.empty_network(capacities, causal)
+        self.columns, self._causal = capacities.shape[-1], bool(self._network.causal.all())
 
     def into(self, targets: NDArray[np.bool_], bound: int, *, keep: bool = False) -> int:
         """Maximum flow into `targets`, at most `bound`; the network is empty afterwards unless `keep`."""
-        found = int(self._code.maximum_flow(self._network, self._workspace, targets, int(targets.argmax()), bound))
+        first = int(targets.argmax()) if self._causal else 0
+        found = int(self._code.maximum_flow(self._network, self._workspace, targets, first, bound))
         assert found <= bound
         if not keep:
             self._code.take_back(self._network)
@@ -276,10 +291,10 @@ def token_bounds(capacities: Counts) -> tuple[Counts, Counts]:
     aside[0] = rows[0]  # on the lowest level only j counts
     along = np.repeat(own[:, -1:], capacities.shape[-1], axis=1)
     along[0, :-1] = 0
-    source = _smallest(aside[::-1], along[::-1])
+    source = smallest_cut(aside[::-1], along[::-1])
 
-    columns = np.stack([np.minimum(layer.sum(0), _ENOUGH) for layer in capacities])
-    target = _smallest(np.minimum(columns - own, _ENOUGH), own)
+    columns = np.stack([np.minimum(layer.sum(0), ENOUGH) for layer in capacities])
+    target = smallest_cut(np.minimum(columns - own, ENOUGH), own)
     return source, target
 
 
@@ -298,15 +313,15 @@ def group_bounds(capacities: Counts, targets: NDArray[np.bool_]) -> tuple[int, i
     aside[0] = rows[0, targets[:-1]].sum()
     along = own.copy()
     along[0] = own[0] if targets[-1] else 0
-    source = _smallest(aside[::-1, None], along[::-1, None])
+    source = smallest_cut(aside[::-1, None], along[::-1, None])
 
     into = capacities[:, :, targets]
-    inside = np.minimum(into[:, targets].sum((1, 2)), _ENOUGH)
-    outside = np.minimum(into[:, ~targets].sum((1, 2)), _ENOUGH)
-    target = _smallest(outside[:, None], inside[:, None])
+    inside = np.minimum(into[:, targets].sum((1, 2)), ENOUGH)
+    outside = np.minimum(into[:, ~targets].sum((1, 2)), ENOUGH)
+    target = smallest_cut(outside[:, None], inside[:, None])
     return int(source[0]), int(target[0])
 
 
-def _smallest(aside: Counts, along: Counts) -> Counts:
+def smallest_cut(aside: Counts, along: Counts) -> Counts:
     """Minimum over k of: flow out of the column in its first k + 1 steps, plus flow along it in step k."""
     return np.asarray((np.cumsum(aside, axis=0) + along).min(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,9 @@ from stratascope.analysis.example_images import (
 )
 from stratascope.analysis.flow import CUTS, Flow, flow, span_flow
 from stratascope.analysis.parallel import held_examples, over_blocks
-from stratascope.errors import NotRecordedError
+from stratascope.analysis.tower_flow import TowerFlow, stored_tower_flow
+from stratascope.analysis.tower_rollout import require_tower
+from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.figures.gallery import Tile, draw_gallery
 from stratascope.results.file import ResultFile, made_from
 from stratascope.results.result import Result, array_field, table_field
@@ -51,7 +53,13 @@ class FlowResult(
     Result,
     kind="flow",
     command="flow",
-    schema={**each(str, "store condition fusion"), "window": tuple[int, int] | None, "exact": bool, "cuts": list[str]},
+    schema={
+        **each(str, "store condition fusion"),
+        "window": tuple[int, int] | None,
+        "exact": bool,
+        "cuts": list[str],
+        "tower?": Literal["vision"],
+    },
 ):
     """Attention flow from the final token to every input token and into spans and boxes, for several examples."""
 
@@ -68,7 +76,18 @@ class FlowResult(
     spans: pd.DataFrame = table_field(columns(text="span cut", ints="example tokens", floats="value bound", flags="saturated", empty=True))
     """example, span (of the store; `subject_box`, `object_box` where known), tokens, value, bound, cut, saturated."""
     attributes: Mapping[str, Any]
-    """store, condition, fusion, window, exact."""
+    """store, condition, fusion, window, exact; tower if flow runs through the vision tower."""
+    patches: NDArray[np.float64] | None = array_field("float", "example view patch", default=None)
+    """(example, view, patch) maximum flow through the vision tower to the patches of each view in raster order; NaN beyond. None: the flow
+    ends at the decoder's inputs."""
+    patch_bounds: NDArray[np.float64] | None = array_field("float", "example view patch", default=None)
+    """(example, view, patch) upper bound in closed form, but for one flow through the decoder."""
+    patch_cuts: NDArray[np.int8] | None = array_field("int", "example view patch", default=None)
+    """(example, view, patch) index into `flow.CUTS`; -1 beyond the patches of a view."""
+    view_grids: NDArray[np.int32] | None = array_field("int", "example view grid_axis", default=None)
+    """(example, view, 2): rows and columns of patches; -1 where an image has no such view."""
+    view_boxes: NDArray[np.float32] | None = array_field("float", "example view side", default=None)
+    """(example, view, 4): left, top, right, bottom of each view as shares of what the image cells cover; NaN where there is none."""
 
     def of(self, k: int) -> Flow:
         """Flow of the k-th example."""
@@ -79,6 +98,22 @@ class FlowResult(
     def onto_image(self, k: int) -> NDArray[np.float64]:
         """(rows, columns): the k-th example's flow to its image cells."""
         return on_image(self.examples, self.values, k)
+
+    def onto_patches(self, k: int) -> NDArray[np.float64]:
+        """(rows, columns): the k-th example's flow to the patches of the view of the whole image.
+
+        Flows into single patches do not add up over views.
+
+        Raises
+        ------
+        NotRecordedError
+            If the flow ends at the decoder's inputs.
+        """
+        if self.patches is None or self.view_grids is None or self.view_boxes is None:
+            raise NotRecordedError("expected flow through the vision tower, found flow to the prompt's tokens; pass `tower` vision")
+        whole = int(np.flatnonzero((self.view_boxes[k] == [0, 0, 1, 1]).all(-1))[-1])
+        rows, columns = self.view_grids[k, whole]
+        return np.asarray(self.patches[k, whole, : rows * columns].reshape(rows, columns))
 
     def contents(self) -> ResultFile:
         """What `save` writes: the fields and the names of the cuts."""
@@ -93,7 +128,13 @@ class FlowResult(
     @property
     def options(self) -> Mapping[str, Any]:
         """Parameters of `flow_examples`."""
-        return {"examples": self.examples["example"].tolist(), "window": self.attributes["window"], "exact": self.attributes["exact"]}
+        through = {"tower": self.attributes["tower"]} if "tower" in self.attributes else {}
+        return {
+            "examples": self.examples["example"].tolist(),
+            "window": self.attributes["window"],
+            "exact": self.attributes["exact"],
+            **through,
+        }
 
     def to_frame(self) -> pd.DataFrame:
         """One row per example and span."""
@@ -103,13 +144,13 @@ class FlowResult(
         """Kinds of minimum cuts, correlation with token position, and flow into spans."""
         first, stop = self.attributes["window"] or (0, None)
         blocks = f"blocks {first} to {stop - 1}" if stop else "all blocks"
-        limits = self.cuts[self.cuts >= 0]
-        shares = ", ".join(f"{name} {np.mean(limits == CUTS.index(name)):.0%}" for name in CUTS if (limits == CUTS.index(name)).any())
         lines = [
-            f"flow through {blocks}, {len(self.examples)} examples; minimum cut at: {shares}",
+            f"flow through {blocks}, {len(self.examples)} examples; minimum cut at: {_cut_shares(self.cuts)}",
             "median rank correlation of flow with token position: "
             f"{self.examples['position_correlation'].median():.2f} (near -1: flow depends on position only)",
         ]
+        if self.patches is not None and self.patch_cuts is not None:
+            lines.append(f"through the vision tower to the image's patches: minimum cut at: {_cut_shares(self.patch_cuts)}")
         spans = self.spans.groupby("span", sort=False).agg(value=("value", "mean"), saturated=("saturated", "mean"))
         for name, value, saturated in zip(spans.index, spans["value"], spans["saturated"], strict=True):
             full = f"  saturated in {saturated:.0%} of examples: the whole outflow of the final token reaches it" if saturated else ""
@@ -124,7 +165,8 @@ class FlowResult(
         image tokens have no known place."""
         if store is None or not self.examples["rows"].all():
             return None
-        numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
+        most = MOST_EXAMPLES if self.patches is None else MOST_EXAMPLES // 2
+        numbers = [int(number) for number in self.examples["example"].iloc[:most]]
         tiles = []
         for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
             row, cells = store.examples.iloc[number], self.onto_image(k)
@@ -133,9 +175,19 @@ class FlowResult(
             marks = np.array(CUTS)[on_image(self.examples, self.cuts, k)]
             # the smallest flow is common to all cells
             tiles.append(Tile(picture(store, number), cells - float(cells.min()), text, boxes, marks))
+            if self.patches is not None:
+                patches = self.onto_patches(k)
+                tiles.append(Tile(tiles[-1].image, patches - float(patches.min()), "patches of the whole image", boxes))
         first, stop = self.attributes["window"]
         title = f"flow from the final token, blocks {first} to {stop - 1}; colour scale: lowest to highest cell of each image"
-        return draw_gallery(tiles, title=title, marks=LIMITS)
+        heads = [] if self.patches is None else ["to image tokens", "to patches"] * 2
+        return draw_gallery(tiles, title=title, marks=LIMITS, heads=heads)
+
+
+def _cut_shares(cuts: NDArray[np.int8]) -> str:
+    """Shares of the kinds of minimum cuts, as text."""
+    found = cuts[cuts >= 0]
+    return ", ".join(f"{name} {np.mean(found == CUTS.index(name)):.0%}" for name in CUTS if (found == CUTS.index(name)).any())
 
 
 def flow_examples(
@@ -144,7 +196,7 @@ def flow_examples(
     *,
     window: Window | None = None,
     exact: bool = True,
-    tower: str = "decoder",
+    tower: Literal["decoder", "vision"] = "decoder",
     scheduler: str | None = None,
     progress: bool = False,
 ) -> FlowResult:
@@ -159,7 +211,8 @@ def flow_examples(
     exact
         False gives only the closed-form bound, in milliseconds, and no table of spans.
     tower
-        `decoder`; `vision` raises with the reason.
+        How far down: `decoder`, to the prompt's tokens; `vision`, also through the vision tower to the image's patches, exactly, which
+        needs vision_maps in the store and a window of all blocks, and takes a maximum flow for every patch.
     scheduler
         None or `synchronous`, `threads` (the solver releases the lock), `processes`, or the address of a Dask scheduler.
     progress
@@ -174,33 +227,57 @@ def flow_examples(
     MissingExtraError
         If `exact` is asked for without numba.
     """
-    require_maps(store, "flow", tower)
+    require_maps(store, "flow")
+    through = _through_tower(store, tower, window, exact)
     window = checked_window(window, store.layout.layers)
     chosen = held_examples(store, "attention_maps", examples)
-    options: dict[str, Any] = {"window": window, "exact": exact}
+    options: dict[str, Any] = {"window": window, "exact": exact, "through": through}
     parts = over_blocks(_flows, store, chosen, at_most=PIECE, scheduler=scheduler, progress=progress, label="flow", **options)
     found = [pair for part in parts for pair in part]
     longest = int(store.n_tokens[chosen].max())
     values, bounds = (np.full((len(chosen), longest), np.nan) for _ in range(2))
     cuts = np.full((len(chosen), longest), -1, np.int8)
-    for k, (one, _) in enumerate(found):
+    for k, (one, _, _) in enumerate(found):
         own = slice(0, len(one.value))
         values[k, own], bounds[k, own] = one.value, one.bound
         cuts[k, own] = [CUTS.index(name) for name in one.cut]
     table = example_table(store, chosen)
-    table["position_correlation"] = [one.position_correlation for one, _ in found]
-    table["warning"] = [one.warning or "" for one, _ in found]
-    spans = pd.concat([part.assign(example=number) for number, (_, part) in zip(chosen, found, strict=True)], ignore_index=True)
+    table["position_correlation"] = [one.position_correlation for one, _, _ in found]
+    table["warning"] = [one.warning or "" for one, _, _ in found]
+    spans = pd.concat([part.assign(example=number) for number, (_, part, _) in zip(chosen, found, strict=True)], ignore_index=True)
     attributes = {
         **made_from(store),
         "fusion": store.layout.fusion,
         "window": list(window),
         "exact": exact,
+        **({"tower": tower} if through else {}),
     }
-    return FlowResult(table, values, bounds, cuts, spans, attributes)
+    views: tuple[NDArray[Any], ...] = ()
+    if through:
+        onto = [patches for _, _, patches in found if patches is not None]
+        views = tuple(np.stack([getattr(each, name) for each in onto]) for name in ("value", "bound", "cut"))
+        views += tuple(store.read(name, examples=chosen) for name in ("vision_grid", "vision_box"))
+    return FlowResult(table, values, bounds, cuts, spans, attributes, *views)
 
 
-def _flows(store: ActivationStore, numbers: NDArray[np.int64], *, window: Window, exact: bool) -> list[tuple[Flow, pd.DataFrame]]:
+def _through_tower(store: ActivationStore, tower: str, window: Window | None, exact: bool) -> bool:
+    """Whether flow runs through the vision tower; an error where it cannot."""
+    if tower not in ("decoder", "vision"):
+        raise InvalidInputError(f"expected `tower` decoder or vision, found {tower!r}")
+    if tower == "decoder":
+        return False
+    require_tower(store, "flow")
+    if checked_window(window, store.layout.layers) != (0, store.layout.layers):
+        raise InvalidInputError("expected a `window` of all blocks for flow through the vision tower, found fewer; leave it out")
+    if not exact:
+        raise InvalidInputError("expected `exact` flow through the vision tower, found it off; leave one of them out")
+    return True
+
+
+def _flows(
+    store: ActivationStore, numbers: NDArray[np.int64], *, window: Window, exact: bool, through: bool
+) -> list[tuple[Flow, pd.DataFrame, TowerFlow | None]]:
+    """Flow, table of spans, and flow to patches of each example."""
     spans = {name: span[numbers] for name, span in store.spans.items()}
     try:
         boxes = box_tokens(store, numbers)
@@ -213,5 +290,6 @@ def _flows(store: ActivationStore, numbers: NDArray[np.int64], *, window: Window
         if exact:
             groups = {name: range(*span[k]) for name, span in spans.items() if span[k, 0] >= 0}
             groups |= {f"{BOXES[b]}_box": np.flatnonzero(boxes[k, b]).tolist() for b in range(2) if boxes[k, b].any()}
-        out.append((flow(maps, tokens=None if exact else ()), span_flow(maps, groups)))
+        patches = stored_tower_flow(store, int(number)) if through else None
+        out.append((flow(maps, tokens=None if exact else ()), span_flow(maps, groups), patches))
     return out

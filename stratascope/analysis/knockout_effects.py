@@ -19,7 +19,7 @@ from stratascope.results.result import CHOICE, Result, array_field, new_axes, ta
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import INTERVAL
-from stratascope.stats.mean_ratio import FEWEST_GROUPS, mean_ratio
+from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
 from stratascope.store.io.example_identity import image_groups
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEWEST_IMAGES = 8
+"""Images below which a pair of reader and target is left out."""
 READER_LABELS = {"final": "final token", "later": "all later tokens", "caption_rest": "rest of the caption", "system": "system turn"}
 """Mode of a knockout -> the tokens that cannot attend to the target, in words; other groups have their own name."""
 
@@ -59,8 +61,8 @@ class KnockoutEffects(
     )
     """One row per reader (tokens that cannot attend to the target: `final`, `later`, or a group), target and window: first, last (block),
     effect (mean change of the logit difference towards the model's answer; below 0 where masking weakens it), its intervals (pointwise, and
-    simultaneous over all rows), flipped (share of examples whose answer becomes the other one), examples, images. The first window of a
-    pair is all blocks."""
+    simultaneous over the windows of a pair; NaN where too few images decide the effects of the pair), flipped (share of examples whose
+    answer becomes the other one), examples, images. The first window of a pair is all blocks."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
     attributes: Mapping[str, Any]
@@ -111,7 +113,7 @@ class KnockoutEffects(
         size, level = float(self.attributes["difference"]), f"{self.attributes['level']:.0%}"
         lines = [
             f"change of the logit difference towards the model's answer (mean size {size:.2f}) when the reader cannot attend to the "
-            f"target; {len(self.examples)} examples; {level} simultaneous over all pairs and windows, * where 0 is outside",
+            f"target; {len(self.examples)} examples; {level} simultaneous over the windows of each pair, * where 0 is outside",
             f"{'reader <- target':<34}  {'all blocks':>24}  {'flipped':>7}  largest of the windows",
         ]
         for reader in self.readers:
@@ -159,9 +161,8 @@ def knockout_effects(
 
     The sign is that of the answer: with d the logit of the first choice minus that of the second, the effect is sign(d) times the change of
     d. Groups of image cells are left out; `pointing` and the viewer show them. Intervals are by bootstrap-t over images; the simultaneous
-    ones hold for all pairs and windows together. Pairs with fewer than eight images are left
-    out; very unequal effects need 16 for an interval. Many skewed effects of few images exceed their far simultaneous end more often than
-    in 5 % of data sets (docs/benchmarks.md).
+    ones hold for all windows of a pair of reader and target together. Pairs with fewer than eight images are left out; those with fewer
+    than 32, or with fewer than five images that decide the effects of the pair, have no intervals (docs/benchmarks.md).
 
     Parameters
     ----------
@@ -190,9 +191,9 @@ def knockout_effects(
     measured = np.isfinite(effects).any((1, 2, 3))
     chosen, effects = chosen[measured], effects[measured]
     images = image_groups(store.examples).labels[chosen]
-    if len(np.unique(images)) < FEWEST_GROUPS:
+    if len(np.unique(images)) < FEWEST_IMAGES:
         raise TooFewExamplesError(
-            f"expected measured knockouts in at least {FEWEST_GROUPS} images, found {len(np.unique(images))}; extract with knockout in "
+            f"expected measured knockouts in at least {FEWEST_IMAGES} images, found {len(np.unique(images))}; extract with knockout in "
             "`record` and a larger `knockouts`"
         )
     logits = np.asarray(store.read("answer_logits", examples=chosen), np.float64)
@@ -203,7 +204,7 @@ def knockout_effects(
     rows, values, turned = [], [], []
     for m, reader in enumerate(layout.knockout_modes):
         for t, place in enumerate(named):
-            if len(np.unique(images[np.isfinite(toward[:, m, 0, t])])) < FEWEST_GROUPS:
+            if len(np.unique(images[np.isfinite(toward[:, m, 0, t])])) < FEWEST_IMAGES:
                 continue  # absent, or no reading token may see it
             for w, window in enumerate(layout.knockout_windows):
                 first, stop = parse_window(window, layout.layers)
@@ -214,11 +215,14 @@ def knockout_effects(
                 turned.append(float(np.nanmean(flipped[:, m, w, t])))
     if not rows:
         raise TooFewExamplesError(
-            f"expected at least {FEWEST_GROUPS} images with a pair of reader and target, found fewer; extract with a larger `knockouts`"
+            f"expected at least {FEWEST_IMAGES} images with a pair of reader and target, found fewer; extract with a larger `knockouts`"
         )
     changes = np.stack(values)
-    means, _, bands = mean_ratio(changes, np.ones_like(changes), Bootstrap(images, draws=draws, seed=seed), level=level)
-    table = pd.DataFrame(rows).assign(effect=means, **bands.ends, flipped=turned)
+    table = pd.DataFrame(rows)
+    pairs = table.groupby(["reader", "target"], sort=False).ngroup().to_numpy()
+    bootstrap = Bootstrap(images, draws=draws, seed=seed)
+    means, _, bands = mean_ratio(changes, np.ones_like(changes), bootstrap, level=level, families=pairs)
+    table = table.assign(effect=means, **bands.ends, flipped=turned)
     attributes = {
         **made_from(store),
         "choices": list(layout.choices[:2]),
@@ -237,5 +241,5 @@ def _title(reader: str) -> str:
 
 def _effect_text(row: Mapping[str, Any] | pd.Series[Any]) -> str:
     low, high = float(row["low_simultaneous"]), float(row["high_simultaneous"])
-    ends = f"[{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else "(few images)"
+    ends = f"[{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else "(too few images)"
     return f"{row['effect']:+.2f} {ends}{'*' if low > 0 or high < 0 else ' '}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stratascope.analysis.box_cells import box_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
-from stratascope.store.format.prompt_parts import JOINED, PARTS, grouped_cells, parts_of
+from stratascope.store.format.prompt_parts import IMAGE_POSITION, JOINED, PARTS, grouped_cells, parts_of
 
 CELL = re.compile(r"cell_(\d+)_(\d+)")
 
@@ -37,7 +37,7 @@ def setting_text(setting: Mapping[Any, Any]) -> str:
 
 def kind_of_target(name: str) -> str:
     """Kind of a target: `cells` (group of image cells), `boxes` (gold box) `spans` (part of the prompt) or
-    `joined` (whole span that takes in several parts).
+    `joined` (whole span that takes in several parts, or one of several images).
 
     Raises
     ------
@@ -50,10 +50,10 @@ def kind_of_target(name: str) -> str:
         return "boxes"
     if name in PARTS:
         return "spans"
-    if name in JOINED:
+    if name in JOINED or IMAGE_POSITION.fullmatch(name):
         return "joined"
     raise InvalidInputError(
-        f"expected a target of {', '.join((*PARTS, *JOINED))}, subject_box, object_box or cell_ROW_COLUMN, found {name!r}"
+        f"expected a target of {', '.join((*PARTS, *JOINED))}, image_1, subject_box, object_box or cell_ROW_COLUMN, found {name!r}"
     )
 
 

@@ -26,7 +26,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap, repetition_weights
-from stratascope.stats.mean_ratio import FEWEST_SKEWED, mean_ratio
+from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import Along, each
 from stratascope.store.io.example_identity import image_groups
@@ -41,6 +41,8 @@ MEASURED = {mode: f"knockout effect, {MODE_LABELS[mode]}" for mode in ("later", 
 LEFT_OUT = ("position",)
 """Methods without a zero of the score, so without a ratio."""
 PIECE = 8
+FEWEST_OF_RANDOM = 16
+"""Images below which the ratio of random scores, of which no few images decide the mean, has no interval."""
 LISTED_IMAGES = 5
 """Images with refused boxes that a summary lists."""
 
@@ -78,9 +80,9 @@ class Pointing(
         name="methods",
     )
     """method, label, named, others, ground (mean absolute score per cell, over examples), over_others, over_others_low, over_others_high
-    (ratio named / others over the examples with both; interval by bootstrap-t over images, NaN below 16 of them), over_ground with
-    the same ends, wins (share of examples with a larger score on named cells than on others; than on the ground where others are unknown),
-    examples, images. Measured knockout effects come first, then methods by decreasing ratio."""
+    (ratio named / others over the examples with both; interval by bootstrap-t over images, NaN where too few images decide it),
+    over_ground with the same ends, wins (share of examples with a larger score on named cells than on others; than on the ground where
+    others are unknown), examples, images. Measured knockout effects come first, then methods by decreasing ratio."""
     values: Floats = array_field("float", "row example place")
     """(row of the table, example, place): mean absolute score per cell at each of `PLACES`; NaN without such a cell."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
@@ -113,7 +115,7 @@ class Pointing(
         ]
         for row in self.table.to_dict("records"):
             value, low, high = (row[f"over_{against}{end}"] for end in ("", "_low", "_high"))
-            ends = f"[{low:.2f}, {high:.2f}]" if np.isfinite(low) else "(few images)"
+            ends = f"[{low:.2f}, {high:.2f}]" if np.isfinite(low) else "(too few images)"
             lines.append(f"  {value:6.2f} {ends}  {row['wins']:4.0%}  {row['label']}")
         lines += _alignment_text(self.attributes.get("box_alignment", {}))
         if against == "ground":
@@ -160,7 +162,7 @@ def pointing(
 
     A cell has the measured knockout effect of its group of cells. The ratio divides means over examples, so that examples with large
     effects weigh more; `wins` counts each example once. Intervals are by bootstrap-t over images of the logarithm of the ratio, those of
-    random scores by percentiles; below 16 images there are none.
+    random scores by percentiles; below 24 images (16 of random scores) there are none.
 
     Parameters
     ----------
@@ -293,7 +295,8 @@ def _summarised(values: Floats, *, bootstrap: Bootstrap, images: NDArray[Any], l
     """The columns of the table from (row, example, place) means."""
     columns = _ratios(values, others)
     for k, place in enumerate(PLACES[1:], start=1):
-        bands = mean_ratio(values[..., 0], values[..., k], bootstrap, level=level, positive=True)[2]
+        top, bottom = values[..., 0], values[..., k]
+        bands = mean_ratio(top, bottom, bootstrap, level=level, positive=True, families=np.arange(len(top)))[2]
         columns[f"over_{place}_low"], columns[f"over_{place}_high"] = bands.low, bands.high
     both = np.isfinite(values[..., 0]) & np.isfinite(values[..., 1 if others else 2])
     columns["examples"] = both.sum(1)
@@ -342,7 +345,7 @@ def _random_summary(
     for k, place in enumerate(PLACES[1:], start=1):
         ratios, ends = columns[f"over_{place}"], np.full(2, np.nan)
         both = np.isfinite(values[..., 0]) & np.isfinite(values[..., k])
-        if len(set(images[both.all(0)])) >= FEWEST_SKEWED:
+        if len(set(images[both.all(0)])) >= FEWEST_OF_RANDOM:
             top, bottom = (bootstrap.mean_of_known(np.where(both, values[..., side], np.nan)) for side in (0, k))
             ends = np.nanquantile((top / bottom).mean(0) + weights @ ratios, [0.5 - level / 2, 0.5 + level / 2])
         found |= {f"over_{place}": float(ratios.mean()), f"over_{place}_low": float(ends[0]), f"over_{place}_high": float(ends[1])}

@@ -19,7 +19,7 @@ from stratascope.results.result import CHOICE, Result, array_field, new_axes, ta
 from stratascope.results.schema import columns
 from stratascope.results.stored_result import StoredResult
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import band, minimum_detectable_effect, standard_error
+from stratascope.stats.intervals import minimum_detectable_effect, share_band, standard_error
 from stratascope.store import ActivationStore, Readout, label_kind, offered_logits, stored_readout
 from stratascope.store.format.json_schema import each as attributes_of
 from stratascope.store.io.example_identity import image_groups
@@ -324,7 +324,7 @@ class _Decoder:
 def _intervals(correct: NDArray[np.bool_], bootstrap: Bootstrap, level: float) -> pd.DataFrame:
     """value, images and intervals by layer of (layer, example) truth values."""
     values = correct.astype(np.float64)
-    bands = band(values.mean(1), bootstrap.mean(values.T), level=level, groups=bootstrap.count, counted=True).within((0, 1))
+    bands = share_band(values, bootstrap, level=level)
     return pd.DataFrame({"value": values.mean(1), **bands.ends, "images": bootstrap.count})
 
 

@@ -1,15 +1,15 @@
 """Exact maximum flow through a layered attention network: Dinic's algorithm (1970) on dense integer matrices, compiled by numba.
 
 The capacity matrices are the edges; no edge list is built. Three shortcuts: on an empty network the distance of a node from the target is
-its level, so the first phase needs no search; causality excludes every column before the target; flow equal to a known upper bound needs
-no last search to prove it maximal.
+at least its level, so the first phase needs no search; where all layers are causal, every column before the target is excluded; flow
+equal to a known upper bound needs no last search to prove it maximal.
 
 A node is a level and a column. An edge with flow is listed at both of its ends, so that flow can be pushed back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
@@ -50,6 +50,8 @@ class Network(NamedTuple):
     """(level, column) index of the first used edge downwards from the node, or into it from above."""
     used_count: NDArray[np.int64]
     """(1,) number of used edges."""
+    causal: NDArray[np.bool_]
+    """(layer,) whether no edge leads to a later column; the first target may be later than column 0 only if this holds in all layers."""
 
 
 class Workspace(NamedTuple):
@@ -74,10 +76,12 @@ class Workspace(NamedTuple):
     """For each node of the path: flow to send, and flow sent."""
 
 
-def empty_network(capacities: NDArray[np.int64]) -> tuple[Network, Workspace]:
-    """A network without flow and its workspace; capacities are (layer, upper, lower)."""
+def empty_network(capacities: NDArray[np.int64], causal: Sequence[bool] | None = None) -> tuple[Network, Workspace]:
+    """A network without flow and its workspace; capacities are (layer, upper, lower), all layers causal by default."""
     layers, tokens, _ = capacities.shape
-    shape, nodes, edges = (layers + 1, tokens), (layers + 1) * tokens, layers * tokens * (tokens + 1) // 2
+    causal = [True] * layers if causal is None else causal
+    shape, nodes = (layers + 1, tokens), (layers + 1) * tokens
+    edges = sum(tokens * (tokens + 1) // 2 if each else tokens**2 for each in causal)
     network = Network(
         capacity=np.ascontiguousarray(capacities),
         left=np.array(capacities, order="C"),
@@ -89,6 +93,7 @@ def empty_network(capacities: NDArray[np.int64]) -> tuple[Network, Workspace]:
         from_upper=np.full(shape, NONE, np.int32),
         from_lower=np.full(shape, NONE, np.int32),
         used_count=np.zeros(1, np.int64),
+        causal=np.array(causal, np.bool_),
     )
     workspace = Workspace(
         distance=np.full(shape, NONE, np.int32),
@@ -135,12 +140,12 @@ def distances(network: Network, workspace: Workspace, targets: NDArray[np.bool_]
         if 0 <= distance[layers, tokens - 1] < further:
             break
         if level < layers:
-            still = 0
+            still, free = 0, not network.causal[level]
             for place in range(unseen_count[level + 1]):
                 upper = unseen[level + 1, place]
                 if distance[level + 1, upper] != NONE:
                     continue
-                if upper >= column and network.left[level, upper, column] > 0:
+                if (free or upper >= column) and network.left[level, upper, column] > 0:
                     distance[level + 1, upper] = further
                     queue_level[tail], queue_column[tail] = level + 1, upper
                     tail += 1
@@ -175,7 +180,7 @@ def _block(network: Network, workspace: Workspace, targets: NDArray[np.bool_], f
     for level in range(layers + 1):
         for column in range(first, tokens):
             # the token's own column first: the residual stream is its widest way down
-            next_lower[level, column] = column
+            next_lower[level, column] = column if level == 0 or network.causal[level - 1] else tokens - 1
             next_back[level, column] = network.from_lower[level, column]
     depth = 0
     path_level[0], path_column[0] = layers, tokens - 1

@@ -23,7 +23,7 @@ from stratascope.causal.intervention_settings import InterventionSettings
 from stratascope.causal.labels import FoldLabels
 from stratascope.causal.patching import PatchSource, patch_layers
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
-from stratascope.store.format.arrays import generated_number
+from stratascope.store.format.generated_positions import generated_number
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore

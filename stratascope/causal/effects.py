@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import INTERVALS, band, clustered_wilson
-from stratascope.stats.mean_ratio import mean_ratio
+from stratascope.stats.mean_ratio import log_spread, mean_ratio
 
 Floats = NDArray[Any]
 
@@ -22,6 +22,9 @@ LEAST_DIFFERENCE = 0.2
 """A pair is used for patching if its logit differences differ by at least this share of their root mean square over all pairs."""
 
 
+MOST_UNEQUAL = ((64, 1.3), (128, 1.5))
+"""(images, spread of the logarithm of sizes): fewer images of more unequal sizes have a lower end of the interval, but no upper one: the
+large sizes that a sample lacks have no limit."""
 FEWEST_PAIRS = 10
 """Pairs below which patching decides nothing, and the restored share has no interval."""
 
@@ -109,10 +112,27 @@ def flip_shares(values: Floats, bootstrap: Bootstrap, *, level: float) -> dict[s
     return found
 
 
-def relative(name: str, values: Floats, difference: Floats, bootstrap: Bootstrap, *, level: float) -> dict[str, Floats]:
-    """Means of (layer, example) changes in units of the mean size of the logit difference of the same examples, with intervals."""
-    value, error, bands = mean_ratio(values, np.broadcast_to(np.abs(difference), values.shape), bootstrap, level=level)
-    return {name: value, f"{name}_error": error, **{f"{name}_{end}": ends for end, ends in bands.ends.items()}}
+def relative(
+    name: str, values: Floats, difference: Floats, bootstrap: Bootstrap, *, level: float, sizes: Floats | None = None
+) -> dict[str, Floats]:
+    """Means of (layer, example) changes in units of the mean size of the logit difference of the same examples, with intervals.
+
+    `sizes` are those of the changes, where `values` are their excess: what a random direction moves too hides how unequal they are.
+    """
+    bottom = np.broadcast_to(np.abs(difference), values.shape)
+    value, error, bands = mean_ratio(values, bottom, bootstrap, level=level)
+    unknown = _without_upper_end(values if sizes is None else sizes, bootstrap)
+    ends = {end: np.where(unknown & end.startswith("high"), np.nan, found) for end, found in bands.ends.items()}
+    return {name: value, f"{name}_error": error, **{f"{name}_{end}": found for end, found in ends.items()}}
+
+
+def _without_upper_end(sizes: Floats, bootstrap: Bootstrap) -> NDArray[np.bool_]:
+    """(layer,) whether images are too few for an upper end, given how unequal the sizes (layer, example) are."""
+    known = np.isfinite(sizes)
+    member = (bootstrap.groups[:, None] == np.arange(bootstrap.count)).astype(np.float64)
+    present = known.astype(np.float64) @ member > 0
+    spread, images = log_spread(np.where(known, sizes, 0) @ member, present), present.sum(1)
+    return np.asarray(np.any([(images < most) & (spread > limit) for most, limit in MOST_UNEQUAL], axis=0))
 
 
 def restored(

@@ -16,6 +16,7 @@ from stratascope.causal.effects import effect_table
 from stratascope.causal.intervention_settings import KINDS
 from stratascope.causal.intervention_summary import event_label, summary_of
 from stratascope.causal.patching import PatchSource
+from stratascope.causal.refitted_probe import with_refitted_probes
 from stratascope.causal.use import control_method, use_events, use_table
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
@@ -114,7 +115,8 @@ class Intervention(
         )
     )
     """One row per kind and layer: excess (effect minus that of matched random directions), score and threshold of `use.above_draws`,
-    minimum_detectable_effect (the excess that would have been called used with 80 % power), used."""
+    minimum_detectable_effect (the excess that would have been called used with 80 % power), used; refitted (with intervals, of erasures of
+    two classes; not in files of before): AUROC of a linear probe refitted on other images after the erasure."""
     events: pd.DataFrame = table_field(columns(text="position kind method source", ints="used_onset used_offset", values=_KINDS))
     """First layer used and first layer after the last one used, of each position and kind; -1 for none."""
     attributes: Mapping[str, Any]
@@ -187,6 +189,7 @@ class Intervention(
             design.variants, answers.change, effects, answers.difference, bootstrap,
             level=level, margin=margin, control_factor=settings.control_factor,
         )  # fmt: skip
+        use = with_refitted_probes(use, design, level)
         given = asdict(settings)
         names = ("positions", "kinds", "methods", "control_kinds", "factors", "window", "controls", "seed")
         attributes = {

@@ -10,12 +10,13 @@ import pandas as pd
 
 from stratascope.causal.directions import MATCHED
 from stratascope.causal.effects import FEWEST_PAIRS
+from stratascope.causal.refitted_probe import completeness
 from stratascope.causal.use import control_method, fewest_draws
 from stratascope.results.layer_intervals import LayerIntervals
-from stratascope.stats.mean_ratio import FEWEST_GROUPS, FEWEST_SKEWED
+from stratascope.stats.mean_ratio import FEWEST_DECIDING, FEWEST_GROUPS
 
 Event = Mapping[Hashable, Any]
-_IMAGES = f"{FEWEST_GROUPS} needed, {FEWEST_SKEWED} where a few of them decide the mean"
+_IMAGES = f"{FEWEST_GROUPS} needed, and {FEWEST_DECIDING} that decide the mean"
 
 
 class Interventions(Protocol):
@@ -62,6 +63,8 @@ def summary_of(made: Interventions) -> str:
     for event in made.events.to_dict("records"):
         found = _restored(made, event) if event["kind"] == "patch" else _flips(made, event)
         lines.append(f"{event['position']}, {event_label(event)}: {_layers_of_change(made, event)}; {found}")
+        if said := completeness(made.use_of(event)):
+            lines[-1] += f"; {said}"
     matched = int(facts["controls"]) * len(set(MATCHED) & set(facts["control_kinds"]))
     level = float(facts["level"])
     if set(facts["kinds"]) - {"patch"} and matched < fewest_draws(level):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.causal.effects import FEWEST_PAIRS
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
-from stratascope.store.format.prompt_parts import CELL_POSITION
+from stratascope.store.format.prompt_parts import CELL_POSITION, IMAGE_POSITION
 from stratascope.store.io.offered_choices import offered_logits
 from stratascope.store.io.selection import listing
 
@@ -154,8 +154,9 @@ def pair_sources(store: ActivationStore) -> list[PatchSource]:
 
 
 def is_image_position(position: str) -> bool:
-    """Whether a position is made of image tokens: all, those of a box, or those of a group of cells."""
-    return position in ("image", "subject_box", "object_box") or CELL_POSITION.fullmatch(position) is not None
+    """Whether a position is made of image tokens: all, those of one of several images, of a box, or of a group of cells."""
+    patterned = CELL_POSITION.fullmatch(position) or IMAGE_POSITION.fullmatch(position)
+    return position in ("image", "subject_box", "object_box") or patterned is not None
 
 
 def patch_layers(

@@ -141,14 +141,15 @@ def use_table(
         matched = np.concatenate(drawn, 1) if drawn else np.full((len(first), 0, values.shape[-1]), np.nan)  # (layer, draw, example)
         baseline = matched.mean(1) if matched.shape[1] else np.zeros_like(own_size)
         given: dict[str, Any] = {"difference": difference, "bootstrap": bootstrap, "level": level}
-        excess = relative("excess", own_size - baseline, **given)
+        excess = relative("excess", own_size - baseline, sizes=own_size, **given)
         effect = relative("effect", own_size, **given)
         control = relative("effect", baseline, **given)["effect"]
         drawn_effects = known_mean(matched)
         score, threshold = above_draws(known_mean(own_size), drawn_effects.T, level=level)
         size = known_mean(np.where(np.isfinite(own_size), np.abs(difference), np.nan))
         spread = drawn_effects.std(1) / size if matched.shape[1] else np.zeros(len(first))
-        least = least_excess(effect, excess, control, threshold * spread, margin)
+        reach = np.full(len(first), math.inf) if math.isinf(threshold) else threshold * spread
+        least = least_excess(effect, excess, control, reach, margin)
         tables.append(
             pd.DataFrame(
                 {

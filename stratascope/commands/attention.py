@@ -17,6 +17,7 @@ from stratascope.analysis import (
     pointing,
     rollout_examples,
 )
+from stratascope.analysis.rollout_result import gradient_array
 from stratascope.commands import options
 from stratascope.commands.example_selection import first_examples, ids_line, recorded_among
 from stratascope.commands.output import Output, results_output
@@ -55,14 +56,17 @@ def share_command(store: str, output: Output, **chosen: Any) -> None:
     rollout_examples,
     form="dropped: remove the sinks from the rollout; conditional: remove them from every map.",
     discard="Discard ratio: share of the smallest weights of each map to set to zero.",
-    gradient="Maps weighted by the gradient of the answer's logit difference (Chefer et al. 2021); needs gradient_rollout.",
-    tower="decoder; vision raises an error with the reason.",
+    gradient="Maps weighted by the gradient of the answer's logit difference (Chefer et al. 2021); needs gradient_rollout or "
+    "gradient_maps.",
+    tower="How far down: decoder (onto the prompt's tokens), vision (also through the vision tower onto the image's patches; needs "
+    "vision_maps), auto (vision where it can be).",
 )
 @options.scheduler
 @results_output
 def rollout_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:
     """Attention rollout of the final token onto the image, for selected examples.
 
+    With vision_maps in the store it runs on through the vision tower to the image's patches.
     Sinks are tokens with ten times their fair share of the attention, at the first token and the image edge.
 
     \b
@@ -70,9 +74,8 @@ def rollout_command(store: str, output: Output, examples: str | None, **chosen: 
       stratascope rollout demo/original.zarr --examples 0-3
     """
     opened = open_store(store)
-    array = "gradient_rollout" if chosen["gradient"] else "attention_maps"
-    asked = first_examples(opened, array, examples) if chosen["tower"] == "decoder" else None
-    selected, left_out = recorded_among(opened, array, asked)
+    array = gradient_array(opened, chosen["window"]) if chosen["gradient"] else "attention_maps"
+    selected, left_out = recorded_among(opened, array, first_examples(opened, array, examples))
     result = rollout_examples(opened, selected, progress=not output.quiet, **chosen)
     output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))
     output.add(result, store=opened)
@@ -82,6 +85,11 @@ def rollout_command(store: str, output: Output, examples: str | None, **chosen: 
 @click.argument("store")
 @options.examples
 @options.window
+@options_of(
+    flow_examples,
+    tower="How far down: decoder (to the prompt's tokens), vision (also through the vision tower to the image's patches; needs "
+    "vision_maps).",
+)
 @options.scheduler
 @results_output
 def flow_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:

@@ -25,7 +25,7 @@ from stratascope.extract.imports.import_store import import_activations
 @click.option("--examples", type=click.Path(path_type=Path), help="CSV or JSON lines with a column id and any columns to probe.")
 @options_of(
     import_activations,
-    columns={"help": "Columns of a Parquet file: one, or one for each layer.", "metavar": "A,B"},
+    columns={"help": "Columns of lists: one, or one for each layer.", "metavar": "A,B"},
     positions="Names of the positions, in the order of the arrays.",
     model="Name of the model, for provenance; default: what the source states, or none.",
     block={"help": "Examples in a block of the store.", "type": click.IntRange(min=1)},
@@ -37,7 +37,8 @@ def import_command(source: Path, out: str | Path, as_json: bool, verbosity: int,
     """Store activations that another program saved, so that probes and reports work on them. The provenance says "imported".
 
     SOURCE is a folder of .npy, .npz, .safetensors or .pt files, one an example, named by its id, or one a layer; one such file with an
-    array for each layer; a Parquet file with columns of lists; or the SQLite database of vlm-lens.
+    array for each layer; a Parquet file with columns of lists, a folder of them, or a data set that `datasets` saved to a disk; or the
+    SQLite database of vlm-lens.
 
     \b
     Example, after 'stratascope demo --out demo' and with saved arrays in a folder (docs/data.md):

@@ -108,7 +108,7 @@ def intervene_command(
     output = Output(file.parent, as_json, verbosity)
     tested = labels.examples[design.tested]
     if not output.quiet:
-        passes = bare_passes(plan, tested.tolist(), design.reruns, len(design.slots))
+        passes = bare_passes(plan, tested.tolist(), design.reruns, len(design.slots), batch_tokens)
         echo(f"{len(design.variants):,} variants of each of {len(tested):,} examples, about {passes:.1f} forward passes an example")
     cache = file.with_name(f"{file.name.removesuffix(ENDING)}-unfinished")
     measured = run_interventions(

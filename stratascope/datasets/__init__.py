@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stratascope.datasets.examples import load_examples
     from stratascope.datasets.fetch import FetchChoice, FetchReport, fetch_vsr
     from stratascope.datasets.pairs import PairReport, minimal_pairs
-    from stratascope.datasets.prompts import PROMPTS, FilledPrompt, Prompt
+    from stratascope.datasets.prompts import PROMPTS, FilledPrompt, Prompt, Shot
     from stratascope.datasets.relations import RELATIONS, Relation
     from stratascope.datasets.scenes import write_scenes
 
@@ -32,6 +32,7 @@ _MODULES = {
     "PROMPTS": "prompts",
     "PairReport": "pairs",
     "Prompt": "prompts",
+    "Shot": "prompts",
     "RELATIONS": "relations",
     "Relation": "relations",
     "cells_in_box": "boxes",
@@ -59,6 +60,7 @@ __all__ = [
     "PairReport",
     "Prompt",
     "Relation",
+    "Shot",
     "cells_in_box",
     "convert_benchmark",
     "fetch_benchmark",

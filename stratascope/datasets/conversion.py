@@ -125,7 +125,7 @@ def convert_benchmark(
 
 def _questions(chosen: Benchmark, paths: Sequence[Path], images: _Images, progress: bool) -> Iterator[dict[str, Any] | None]:
     """The rows of all files as questions, None for those without options; their images are written."""
-    seen = dict[str, str]()
+    seen, number = dict[str, str](), 0
     rows = ((path, *found) for path in paths for found in _rows(path, chosen))
     for path, where, fields in progress_bar(rows, chosen.name, unit="row", show=progress):
         try:
@@ -140,10 +140,15 @@ def _questions(chosen: Benchmark, paths: Sequence[Path], images: _Images, progre
                 raise ValueError(f"expected a new id, found {question['id']!r} again (first in {seen[question['id']]})")
             seen[question["id"]] = where
             name = str(question.get("image_source") or question["id"])
-            image = images.write(path, fields, chosen, name) if chosen.image else images.named(question["image"])
+            image = images.write(path, fields, chosen.image, name) if chosen.image else images.named(question["image"])
+            further = [column for column in chosen.further_images if fields.get(column) is not None]
+            number = number or len(further) + 1
+            if len(further) + 1 != number:
+                raise ValueError(f"expected as many images as in the first row, {number}, found {len(further) + 1}; convert them apart")
+            images_of = [image, *(images.write(path, fields, column, name) for column in further)]
         except ValueError as error:
             raise InvalidInputError(f"{where}: {error}; give the files of {chosen.title} as they are published") from error
-        yield {**question, "image": image, "split": _SHARD.sub("", path.stem)}
+        yield {**question, "image": images_of if further else image, "split": _SHARD.sub("", path.stem)}
 
 
 class _Images:
@@ -166,12 +171,12 @@ class _Images:
         self._published.add(name)
         return name
 
-    def write(self, path: Path, fields: Mapping[str, Any], benchmark: Benchmark, name: str) -> str:
-        """Write the image of a row; its file name. ValueError if it is no image."""
-        value = fields.get(benchmark.image)
+    def write(self, path: Path, fields: Mapping[str, Any], column: str, name: str) -> str:
+        """Write the image in a column of a row; its file name. ValueError if it is no image."""
+        value = fields.get(column)
         if isinstance(value, str) and len(value) <= _REFERENCE and (path, value.strip()) in self._by_index:
             return self._by_index[path, value.strip()]
-        data = _image_bytes(value, benchmark.image)
+        data = _image_bytes(value, column)
         content = hashlib.sha256(data).digest()
         if content not in self._by_content:
             self._by_content[content] = self._written(data, _UNSAFE.sub("_", name))

@@ -26,7 +26,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Example:
-    """One image, one caption, one relation, one label."""
+    """One image or several, one caption, one relation, one label."""
 
     id: str
     """Unique; the row's own `id`, as text, or file stem and line number."""
@@ -58,8 +58,15 @@ class Example:
     """Published letter of each option as it is shown, such as "CAB"; empty for options in their published order."""
     full_question: str | None = None
     """The question as published together with its options, for prompts that show it word for word."""
+    further_images: tuple[str, ...] = ()
+    """Images after the first one, in the order in which the model sees them."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The row's other plain fields."""
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All images, in the order in which the model sees them."""
+        return (self.image, *self.further_images)
 
     @property
     def is_question(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.captions import marked_caption, split_caption
 from stratascope.datasets.example import LETTERS, Example
-from stratascope.datasets.image_files import image_path
+from stratascope.datasets.image_files import NUMBERED, has_images, image_names, numbered_fields
 from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.question_rows import FIELDS, are_question_rows, question_example
 from stratascope.datasets.questions import add_questions, are_questions, load_captions
@@ -27,8 +26,6 @@ _USED = {*_NEEDED, "id", "label", "split"}
 _SCALARS = (str, int, float, bool)
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 """Spellings of labels in spreadsheets."""
-_PLAIN_NAME = re.compile(r"(?:\w[\w .-]*/)*\w[\w .-]*")
-"""Names of images that cannot lead out of the folder: no part is `..`, a drive or empty."""
 _NEEDS = "a row needs image, caption and relation, and a label for the task truth"
 
 
@@ -41,11 +38,12 @@ def load_examples(
 ) -> list[Example]:
     """Load the examples of one or more files, in order.
 
-    Rows hold `image`, `caption` and `relation`; all of them or none hold a `label` (0/1 or true/false); they may hold `id` and `split`.
-    The published VSR files and those of `write_scenes` have this form. Other scalar fields are kept unchanged. A file that ends in .csv
-    is a table with these columns (see `stratascope.datasets.table`). JSON lines with `image`, `question` and `answer` hold questions (see
-    `stratascope.datasets.question_rows`). A JSON list is read as one of What's Up's data sets, and a file of questions after it sets their
-    wording (see `stratascope.datasets.questions`).
+    Rows hold `image`, `caption` and `relation`; those with several images hold a list of names in `image`, or one name in each of
+    `image_1`, `image_2`, and so on, the same number in every row. All of them or none hold a `label` (0/1 or true/false); they may hold
+    `id` and `split`. The published VSR files and those of `write_scenes` have this form. Other scalar fields are kept unchanged. A file
+    that ends in .csv is a table with these columns (see `stratascope.datasets.table`). JSON lines with `image`, `question` and `answer`
+    hold questions (see `stratascope.datasets.question_rows`). A JSON list is read as one of What's Up's data sets, and a file of
+    questions after it sets their wording (see `stratascope.datasets.questions`).
 
     Parameters
     ----------
@@ -88,6 +86,17 @@ def load_examples(
         raise InvalidInputError("expected captions or questions, found both; load them apart")
     if len({bool(example.choices) for example in examples}) > 1:
         raise InvalidInputError("expected labels of one kind, found true or false captions beside questions with choices; load them apart")
+    counts = sorted({len(example.images) for example in examples})
+    if len(counts) > 1:
+        odd = next(example for example in examples if len(example.images) != len(examples[0].images))
+        raise InvalidInputError(
+            f"{seen[odd.id]}: expected as many images as in the first row, {len(examples[0].images)}, found {len(odd.images)}; load "
+            "examples with different numbers of images apart"
+        )
+    if boxes is not None and counts[0] > 1:
+        raise InvalidInputError(
+            f"expected one image an example for `boxes`, found {counts[0]}: a box does not name its image; leave `boxes` out"
+        )
     unlabelled = [example for example in examples if example.label is None]
     if 0 < len(unlabelled) < len(examples):
         raise InvalidInputError(
@@ -129,7 +138,7 @@ def files_digest(files: Iterable[Path | str]) -> dict[str, str]:
 
 def describe(examples: Sequence[Example]) -> str:
     """Lines of text: counts of examples, images, relations, labels and boxes."""
-    images = len({e.image for e in examples})
+    images = len({name for e in examples for name in e.images})
     relations = len({e.relation for e in examples})
     known = [e.label for e in examples if e.label is not None]
     labels = f"{sum(known) / len(known):.1%} true" if known else "no labels"
@@ -155,13 +164,13 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
     """Examples of one file in any known format, each with its location; `before` holds those of earlier files."""
     text, stem = read_text(path), path.stem
     if is_csv(path):
-        table = csv_table(path, text, as_text=("id", "split", "label", *_NEEDED))
+        table = csv_table(path, text, as_text=("id", "split", "label", *_NEEDED, *NUMBERED))
         if table.rows and are_question_rows(table.rows[0]):
-            table = csv_table(path, text, as_text=(*FIELDS, *LETTERS))
-            return [(row.where, _question(row, f"{stem}-{k:06d}", stem, choices)) for k, row in enumerate(table.rows, 1)]
-        if not set(_NEEDED) <= set(table.columns):
+            table = csv_table(path, text, as_text=(*FIELDS, *LETTERS, *NUMBERED))
+            return [(row.where, question_example(row, f"{stem}-{k:06d}", stem, choices)) for k, row in enumerate(table.rows, 1)]
+        if not ({"caption", "relation"} <= set(table.columns) and has_images(dict.fromkeys(table.columns))):
             raise InvalidInputError(
-                f"{path}: expected a table with each of the columns image, caption and relation once, found "
+                f"{path}: expected a table with each of the columns image (or image_1, image_2, ...), caption and relation once, found "
                 f"{', '.join(table.columns) or 'none'}; name them in the first line, separated by commas"
             )
         return [(row.where, _example(_labelled(row), f"{stem}-{k:06d}", stem)) for k, row in enumerate(table.rows, 1)]
@@ -175,7 +184,7 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
         return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
     shown = progress_bar(rows, "examples", unit="row", show=progress)
     if rows and are_question_rows(rows[0]):
-        return [(row.where, _question(row, f"{stem}-{row.line:06d}", stem, choices)) for row in shown]
+        return [(row.where, question_example(row, f"{stem}-{row.line:06d}", stem, choices)) for row in shown]
     return [(row.where, _example(row, f"{stem}-{row.line:06d}", stem)) for row in shown]
 
 
@@ -189,31 +198,16 @@ def _shown(row: Row, key: str) -> str:
     return json.dumps(row.fields[key], ensure_ascii=False)[:160] if key in row.fields else "none"
 
 
-def _check_name(image: str) -> None:
-    """Refuse the name of an image that leads out of the folder of images."""
-    if not _PLAIN_NAME.fullmatch(image):
-        image_path(Path(), image)
-
-
-def _question(row: Row, default_id: str, stem: str, choices: Sequence[str] | None) -> Example:
-    example = question_example(row, default_id, stem, choices)
-    try:
-        _check_name(example.image)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{row.where}: {error}") from error
-    return example
-
-
 def _example(row: Row, default_id: str, default_split: str) -> Example:
     where, fields = row.where, row.fields
-    for key in _NEEDED:
+    for key in _NEEDED[not isinstance(fields.get("image"), str) and has_images(fields) :]:
         if not isinstance(fields.get(key), str):
             raise InvalidInputError(f"{where}: expected text in field {key!r}, found {_shown(row, key)}; {_NEEDS}")
-    label, image = fields.get("label"), fields["image"]
+    label = fields.get("label")
     if label is not None and (isinstance(label, str) or label not in (0, 1)):
         raise InvalidInputError(f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; {_NEEDS}")
     try:
-        _check_name(image)
+        image, *further = image_names(fields)
         caption, relation = fields["caption"], fields["relation"]
         if "[/" in caption:
             caption, parts = marked_caption(caption, relation)
@@ -230,5 +224,6 @@ def _example(row: Row, default_id: str, default_split: str) -> Example:
         label=None if label is None else int(label),
         split=default_split if split is None else split,
         parts=parts,
-        extra={k: v for k, v in fields.items() if k not in _USED and isinstance(v, _SCALARS)},
+        further_images=tuple(further),
+        extra={k: v for k, v in fields.items() if k not in _USED | numbered_fields(fields) and isinstance(v, _SCALARS)},
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stratascope.datasets.example import LETTERS
-from stratascope.datasets.prompts import FIELD, MOST_OPTIONS, OPTION_KEYS, PROMPTS, Prompt
+from stratascope.datasets.image_files import image_names
+from stratascope.datasets.prompts import FIELD, MOST_OPTIONS, OPTION_KEYS, PROMPTS, Prompt, Shot
 from stratascope.errors import InvalidInputError
 
 OWN = "own"
@@ -17,7 +19,7 @@ LETTERED = "letters"
 """Answers that are the letters of a question's options."""
 WORDED = "options"
 """Answers that are a question's own options, in words."""
-_KEYS = ("name", "text", "answers", "choices", "spans", "system", "image", "option", "separator", "last")
+_KEYS = ("name", "text", "answers", "choices", "spans", "system", "image", "option", "separator", "last", "shots")
 _DUPLICATE = "expected the answers of the prompt {}, which has its own, left out, found {}; leave `answers` out"
 
 
@@ -78,6 +80,7 @@ def _read_prompt(path: str) -> Prompt:
     kinds = {"answers": list, "choices": list, "spans": dict, "last": list, "own_options": bool}
     if found.get("choices") in (LETTERED, WORDED):
         found |= {"own_options": found["choices"] == WORDED, "choices": list(LETTERS[:MOST_OPTIONS])}
+    shots = found.pop("shots", [])
     for key, value in found.items():
         kind = kinds.get(key, str)
         if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
@@ -101,9 +104,34 @@ def _read_prompt(path: str) -> Prompt:
         raise InvalidInputError(f"{path}: expected a name that is not one of the built-in prompts, found {name!r}; set name in the file")
     try:
         pair = tuple(found.get("answers", ())[::-1])
-        return Prompt(name, found["text"], tuple(found.get("choices", pair[::-1])), pair or None, **more)
+        made = Prompt(name, found["text"], tuple(found.get("choices", pair[::-1])), pair or None, **more)
+        return replace(made, shots=_shots(made, shots))
     except InvalidInputError as error:
         raise InvalidInputError(f"{path}: {error}") from error
+
+
+def _shots(prompt: Prompt, tables: Any) -> tuple[Shot, ...]:
+    """The few-shot turns of a file: the prompt's text with the fields of each table."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InvalidInputError(f"expected shots to be tables, each after [[shots]], found {tables!r}")
+    found = []
+    for number, table in enumerate(tables, 1):
+        fields, answer = dict(table), table.get("answer")
+        if isinstance(options := fields.get("options"), list) and all(isinstance(text, str) for text in options):
+            fields = {"letters": ", ".join(LETTERS[: len(options)]), **fields, "options": prompt.shown_options(options)}
+        if not isinstance(answer, str) or not (prompt.own_options or answer in prompt.choices):
+            raise InvalidInputError(f"expected shot {number} to have an answer among {', '.join(prompt.choices)}, found {answer!r}")
+        lacking = [name for name in prompt.columns if not isinstance(fields.get(name), str)]
+        unknown = sorted(fields.keys() - {*prompt.columns, "image", "answer", *({"options", "letters"} if options else {})})
+        if lacking or unknown:
+            raise InvalidInputError(
+                f"expected shot {number} to have a text for {', '.join(prompt.columns)}, the fields of the prompt, with image and answer "
+                f"besides, found {'none for ' + ', '.join(lacking) if lacking else ', '.join(unknown)}"
+            )
+        images = image_names(fields) if "image" in fields else ()
+        text = FIELD.sub(lambda match, own=fields: own[match[1]], prompt.text)  # type: ignore[misc]
+        found.append(Shot(images, text, answer))
+    return tuple(found)
 
 
 def _option_form(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,5 +156,6 @@ def stored_prompt(held: Mapping[str, Any]) -> Prompt | None:
     pair = None
     if isinstance(answers, list) and len(answers) == 2 and list(choices) != answers:  # otherwise they are two choices
         pair = (str(answers[0]), str(answers[1]))
-    more = {"spans": held.get("spans") or {}, "image_after": held.get("image") == "after", **_option_form(held)}
+    shots = tuple(Shot(tuple(shot["images"]), shot["text"], shot["answer"]) for shot in held.get("shots") or ())
+    more = {"spans": held.get("spans") or {}, "image_after": held.get("image") == "after", "shots": shots, **_option_form(held)}
     return Prompt(str(name), text, tuple(choices), pair, **more)

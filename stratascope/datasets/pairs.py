@@ -271,6 +271,8 @@ def _refuse_other_examples(examples: Iterable[Example]) -> None:
     for example in examples:
         if example.is_question:
             raise InvalidInputError(f"example {example.id}: expected a true or false caption, found the question {example.caption!r}")
+        if example.further_images:
+            raise InvalidInputError(f"example {example.id}: expected one image, found {len(example.images)}; make pairs of single images")
         if example.choices:
             raise InvalidInputError(
                 f"example {example.id}: expected a true or false caption, found one of the choices {', '.join(example.choices)}"

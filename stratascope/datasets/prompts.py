@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 from stratascope.datasets.captions import Interval, without_marks
 from stratascope.datasets.example import LETTERS, Example
+from stratascope.datasets.image_files import NUMBERED
 from stratascope.errors import InvalidInputError
 
 FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -21,6 +22,21 @@ _ASKED = ("question", "full_question")
 """Fields that a question fills, and no caption."""
 MOST_OPTIONS = 10
 """Most lettered options of a question."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A turn of the user with the right answer, which the model sees before an example.
+
+    >>> Shot(("a.png",), "True or false: The cat is on the car. Answer True or False.", "True").answer
+    'True'
+    """
+
+    images: tuple[str, ...]
+    """File names within the folder of images."""
+    text: str
+    """The user's text."""
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ class Prompt:
     """Options that stay behind the others when the order is shuffled, such as "neither"."""
     most_letters: int = MOST_OPTIONS
     """{letters} names at most this many."""
+    shots: tuple[Shot, ...] = ()
+    """Few-shot turns before every example, in their order."""
 
     def __post_init__(self) -> None:
         if not FIELD.search(self.text):
@@ -177,8 +195,14 @@ class Prompt:
         return {
             **({"spans": dict(self.spans)} if self.spans else {}),
             **({"image": "after"} if self.image_after else {}),
+            **({"shots": [{**asdict(shot), "images": list(shot.images)} for shot in self.shots]} if self.shots else {}),
             **{key: list(value) if isinstance(value, tuple) else value for key, value in shown.items()},
         }
+
+    def shown_options(self, options: Iterable[str]) -> str:
+        """Options as {options} shows them."""
+        pairs = zip(LETTERS, options, strict=False)
+        return self.separator.join(self.option.replace("{letter}", letter).replace("{text}", text) for letter, text in pairs)
 
     def _value(self, example: Example, name: str) -> str:
         if name not in PARTS and not (example.is_question and name in _OF_QUESTIONS):
@@ -186,8 +210,7 @@ class Prompt:
         if name == "question":
             return example.caption
         if name == "options":
-            pairs = zip(LETTERS, example.options, strict=False)
-            return self.separator.join(self.option.replace("{letter}", letter).replace("{text}", text) for letter, text in pairs)
+            return self.shown_options(example.options)
         if name == "letters":
             return ", ".join(LETTERS[: min(len(example.options), self.most_letters)])
         return str(getattr(example, name))
@@ -218,6 +241,11 @@ class FilledPrompt:
 def _column(example: Example, name: str) -> str:
     """Text of a column for a field of that name."""
     found = example.extra.get(name)
+    if found is None and (name == "image" or name in NUMBERED):
+        raise InvalidInputError(
+            f"example {example.id}: expected a prompt without a place for the image, as all images stand before or after the text, found "
+            f'the field {{{name}}}; leave it out, or set image = "after" in a file'
+        )
     if found is None or (isinstance(found, float) and found != found):
         raise InvalidInputError(
             f"example {example.id}: expected a column {name!r} for the field {{{name}}} of the prompt, found "

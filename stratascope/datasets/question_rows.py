@@ -1,7 +1,8 @@
 """Questions in JSON lines or CSV: answered by yes or no, or by the letter of one of their options.
 
-A row holds `image`, `question` and `answer`; with `options`, a list of texts, or texts in the fields `A`, `B`, ..., the answer is the
-letter of the right one ("B" or "(B)") or its text. POPE's published rows, with `text` and `label` instead, are read as they are.
+A row holds `image` (a name, or a list of several; or `image_1`, `image_2`, ...), `question` and `answer`; with `options`, a list of
+texts, or texts in the fields `A`, `B`, ..., the answer is the letter of the right one ("B" or "(B)") or its text. POPE's published rows,
+with `text` and `label` instead, are read as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from stratascope.datasets.captions import CaptionParts, Interval, without_marks
 from stratascope.datasets.example import LETTERS, Example
+from stratascope.datasets.image_files import has_images, image_names, numbered_fields
 from stratascope.datasets.table import Row, text_field
 from stratascope.errors import InvalidInputError
 
@@ -33,7 +35,7 @@ _POPE = {"image", "text", "label"}
 def are_question_rows(row: Row) -> bool:
     """Whether a row of JSON lines is a question about an image, in this form or in POPE's."""
     fields = row.fields
-    return "caption" not in fields and (fields.keys() >= {"image", "question"} or fields.keys() >= _POPE)
+    return "caption" not in fields and (("question" in fields and has_images(fields)) or fields.keys() >= _POPE)
 
 
 def question_example(row: Row, default_id: str, default_split: str, choices: Sequence[str] | None) -> Example:
@@ -51,7 +53,8 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
     Raises
     ------
     InvalidInputError
-        If a field is missing or of another kind; the question has no options for letters, more options than letters, or options for a
+        If a field is missing or of another kind, or the name of an image leads out of the folder; the question has no options for letters,
+        more options than letters, or options for a
         prompt that asks for yes or no; or the answer is none of its options, or ambiguous.
     """
     fields = pope_question(row.fields) if "question" not in row.fields and row.fields.keys() >= _POPE else row.fields
@@ -70,9 +73,15 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
     whole = None if fields.get("full_question") is None else _text(row, "full_question")
     subject, other = (marked.get(name) or _words(row, question, name) for name in ("subject", "object"))
     parts = CaptionParts(subject, None, other)
+    try:
+        image, *further = image_names(fields)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{row.where}: {error}") from error
+    unkept = {*FIELDS, *_lettered(row), *numbered_fields(fields)}
     return Example(
         id=default_id if name is None else name,
-        image=_text(row, "image"),
+        image=image,
+        further_images=tuple(further),
         caption=question,
         relation=UNGROUPED if group is None else group,
         label=_label(row, options, choices),
@@ -81,7 +90,7 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
         choices=tuple(choices or ())[: len(options)],  # all of them where they are words
         options=options,
         full_question=whole,
-        extra={k: v for k, v in fields.items() if k not in (*FIELDS, *_lettered(row)) and isinstance(v, str | int | float | bool)},
+        extra={k: v for k, v in fields.items() if k not in unkept and isinstance(v, str | int | float | bool)},
     )
 
 

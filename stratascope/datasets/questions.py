@@ -17,6 +17,7 @@ from typing import Any
 
 from stratascope.datasets.captions import CaptionParts, split_caption
 from stratascope.datasets.example import Example, Question
+from stratascope.datasets.image_files import has_images
 from stratascope.datasets.table import Row, plain_text
 from stratascope.errors import InvalidInputError
 
@@ -177,7 +178,7 @@ def _image_and_captions(where: str, stem: str, row: Any) -> tuple[str, list[str]
 
 def are_questions(row: Row) -> bool:
     """Whether a row of JSON lines is a question without an image."""
-    return "question" in row.fields and "image" not in row.fields
+    return "question" in row.fields and not has_images(row.fields)
 
 
 def add_questions(path: Path, rows: Sequence[Row], examples: Sequence[Example], choices: Sequence[str] | None) -> list[Example]:

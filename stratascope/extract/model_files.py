@@ -68,6 +68,11 @@ class ModelSource:
         except Exception as error:  # tokenizers raises nothing narrower
             raise InvalidInputError(f"{self.name}: expected a readable {self.tokenizer_file}, found: {error}") from error
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens of the tokenizer."""
+        return int(self.tokenizer.get_vocab_size())
+
     def token_text(self, number: int) -> str:
         """Text of a token id; InvalidInputError if the tokenizer does not have it."""
         text = self.tokenizer.id_to_token(number)

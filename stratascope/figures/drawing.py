@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.figures.style import COLOURS, COLUMN_WIDTH, GREY, MARKERS, TINT, paper_style
+from stratascope.figures.gallery import Tile, draw_tile
+from stratascope.figures.style import COLOURS, COLUMN_WIDTH, GREY, MARKERS, paper_style
 from stratascope.store.io.durable import write_output
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def draw_overlay(
     image
         (height, width, 3) uint8.
     cells
-        (rows, columns) values of at least 0; the tint runs from none at 0 to full at the largest.
+        (rows, columns) values of at least 0: transparent at 0, full colour at the largest.
     ax
         Where to draw.
     boxes
@@ -237,34 +238,7 @@ def draw_overlay(
     """
     if not np.isfinite(cells).all() or (cells < 0).any():
         raise InvalidInputError("expected a map of finite values of at least 0")
-    from matplotlib.patches import Rectangle
-
-    height, width = image.shape[:2]
-    grey = image.mean(-1, keepdims=True).repeat(3, -1)
-    ax.imshow((0.5 * image + 0.5 * grey).astype(np.uint8), extent=(0, width, height, 0))
-    peak = float(cells.max())
-    share = cells / peak if peak > 0 else cells
-    tint = np.broadcast_to(np.array(TINT), (*share.shape, 3))
-    ax.imshow(np.dstack([tint, 0.75 * share]), extent=(0, width, height, 0), interpolation="nearest")
-    for k, (name, (x0, y0, x1, y1)) in enumerate((boxes or {}).items()):
-        colour = ("#000000", "#0072B2")[k % 2]
-        ax.add_patch(
-            Rectangle((x0 * width, y0 * height), (x1 - x0) * width, (y1 - y0) * height, fill=False, edgecolor=colour, linewidth=1.2)
-        )
-        ax.annotate(
-            name,
-            (x0 * width, y0 * height),
-            color=colour,
-            fontsize=6.5,
-            va="top",
-            xytext=(1.5, -1.5),
-            textcoords="offset points",
-            bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.8, "linewidth": 0},
-        )
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    draw_tile(Tile(image, cells, boxes=boxes or {}), ax)
     if title:
         ax.set_title(title)
     return ax

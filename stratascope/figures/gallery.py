@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.style import COLOURS, GREY, TINT, TINT_BELOW, paper_style
+from stratascope.figures.style import COLOURS, DIVERGING, GREY, SEQUENTIAL, muted, overlay, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,13 +26,15 @@ class Tile:
     image: NDArray[np.uint8]
     """(height, width, 3)"""
     cells: NDArray[Any]
-    """(row, column): no tint at 0, full tint at the largest size."""
+    """(row, column): transparent at 0, full colour at the largest size."""
     text: str = ""
     """Over the picture."""
     boxes: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Name -> x0, y0, x1, y1 as shares of width and height."""
     marks: NDArray[Any] | None = None
     """(row, column) names, each drawn as a small sign of its own."""
+    signed: bool = False
+    """Whether cells may be below 0; so it is where one of them is."""
 
 
 def draw_gallery(
@@ -58,6 +60,8 @@ def draw_gallery(
     InvalidInputError
         If there are no tiles, or a map is not finite.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     if not tiles:
@@ -65,7 +69,7 @@ def draw_gallery(
     columns = min(columns, len(tiles))
     lines = -(-len(tiles) // columns)
     with paper_style():
-        figure = Figure(figsize=(1.85 * columns, 2.15 * lines + 0.3 + 0.25 * bool(marks)))
+        figure = Figure(figsize=(1.85 * columns, 2.15 * lines + 0.65 + 0.25 * bool(marks)))
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for ax in axes[len(tiles) :]:
             ax.remove()
@@ -75,6 +79,11 @@ def draw_gallery(
             ax.set_title("\n".join([*over, *filter(None, [tile.text])]), fontsize=6.5, fontweight="normal")
         if title:
             figure.suptitle(title, fontsize=8, x=0.01, ha="left")
+        signed = any(tile.signed or (np.asarray(tile.cells) < 0).any() for tile in tiles)
+        scale = ScalarMappable(Normalize(-1 if signed else 0, 1), DIVERGING if signed else SEQUENTIAL)
+        bar = figure.colorbar(scale, ax=axes[: len(tiles)].tolist(), location="bottom", shrink=0.3, aspect=30, anchor=(0.0, 0.0))
+        ends = {-1: "-largest", 0: "0", 1: "largest"} if signed else {0: "0", 1: "largest cell of the image"}
+        bar.set_ticks(list(ends), labels=list(ends.values()))
         if marks:
             signs = [
                 axes[0].scatter([], [], s=9, marker=sign, color="black", linewidths=0.6, label=label)
@@ -85,7 +94,7 @@ def draw_gallery(
 
 
 def draw_tile(tile: Tile, ax: Axes, marks: Sequence[str] = ()) -> Axes:
-    """Desaturated image with tinted cells (orange above 0, purple below), boxes and marks.
+    """Muted image with coloured cells, boxes and marks.
 
     Raises
     ------
@@ -99,17 +108,17 @@ def draw_tile(tile: Tile, ax: Axes, marks: Sequence[str] = ()) -> Axes:
         raise InvalidInputError(f"expected a finite map (row, column), found shape {cells.shape}")
     height, width = tile.image.shape[:2]
     extent = (0.0, float(width), float(height), 0.0)
-    grey = tile.image.mean(-1, keepdims=True)
-    ax.imshow((0.5 * tile.image + 0.5 * grey).astype(np.uint8), extent=extent)
-    ax.imshow(tinted(cells), extent=extent, interpolation="nearest")
+    ax.imshow(muted(tile.image), extent=extent)
+    ax.imshow(overlay(cells, tile.signed), extent=extent, interpolation="nearest")
     for k, (name, (x0, y0, x1, y1)) in enumerate(tile.boxes.items()):
         colour = ("#000000", COLOURS[0])[k % 2]
         ax.add_patch(
             Rectangle((x0 * width, y0 * height), (x1 - x0) * width, (y1 - y0) * height, fill=False, edgecolor=colour, linewidth=1.2)
         )
+        place, va = _label_place(name, (x0, y0, x1, y1), [box for other, box in tile.boxes.items() if other != name])
         ax.annotate(
-            name, (x0 * width, y0 * height), color=colour, fontsize=6, va="bottom", xytext=(0, 1.5), textcoords="offset points",
-            bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.6, "linewidth": 0},
+            name, (x0 * width, place * height), color=colour, fontsize=6, va=va, xytext=(0, 1.5 if va == "bottom" else -1.5),
+            textcoords="offset points", bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.6, "linewidth": 0},
         )  # fmt: skip
     if tile.marks is not None:
         rows, columns = cells.shape
@@ -127,9 +136,12 @@ def draw_tile(tile: Tile, ax: Axes, marks: Sequence[str] = ()) -> Axes:
     return ax
 
 
-def tinted(cells: NDArray[Any]) -> NDArray[np.float64]:
-    """(row, column, 4) tint of a signed map: transparent at 0, full at the largest size; orange above 0, purple below."""
-    values = np.asarray(cells, np.float64)
-    peak = float(np.abs(values).max(initial=0))
-    colour = np.where(values[..., None] >= 0, np.array(TINT), np.array(TINT_BELOW))
-    return np.dstack([colour, 0.78 * np.abs(values) / (peak if peak > 0 else 1)])
+def _label_place(name: str, box: Sequence[float], others: Sequence[Sequence[float]]) -> tuple[float, str]:
+    """Edge of a box at which its name stands, and the name's alignment there: above it, or below where it would hide another object."""
+    x0, y0, _, y1 = box
+    width, height = 0.035 * len(name), 0.075
+    hidden = []
+    for top, inside in ((y0 - height, y0 >= height), (y1, y1 + height <= 1)):
+        overlaps = [max(0.0, min(x0 + width, b[2]) - max(x0, b[0])) * max(0.0, min(top + height, b[3]) - max(top, b[1])) for b in others]
+        hidden.append((not inside, sum(overlaps)))
+    return (y0, "bottom") if hidden[0] <= hidden[1] else (y1, "top")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.figures.drawing import new_figure
@@ -17,6 +18,8 @@ from stratascope.probe.study.study import SCHEDULER, probe_study
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Floats = NDArray[Any]
 PLACES = {"subject_box": ("subject", "object"), "object_box": ("object", "subject")}
 """Position -> whose cells they are, and who the other is."""
 FULL_ATTENTION = {("qwen2_5_vl", 32): (7, 15, 23, 31)}
@@ -136,9 +140,10 @@ def _curve_text(position: str, what: str, rows: pd.DataFrame) -> str:
     best = tower.iloc[int(tower["value"].to_numpy(float).argmax())]
     last = f", merged {merged['value'].iloc[0]:.2f}" if len(merged) else ""
     first, cells = tower["value"].iloc[0], position.replace("_", " ")
+    ends = f"[{best['low']:.2f}, {best['high']:.2f}]" if np.isfinite(best["low"]) else "(too few images for an interval)"
     return (
-        f"{what:<14} from the {cells}: {first:+.2f} before the first block, highest {best['value']:.2f} [{best['low']:.2f}, "
-        f"{best['high']:.2f}] after {int(best['layer'])} blocks{last} (chance {best['chance']:.2f}){_rise_text(tower)}"
+        f"{what:<14} from the {cells}: {first:+.2f} before the first block, highest {best['value']:.2f} {ends} "
+        f"after {int(best['layer'])} blocks{last} (chance {best['chance']:.2f}){_rise_text(tower)}"
     )
 
 
@@ -226,15 +231,39 @@ def entanglement(
 
 
 def _place(curve: LayerCurve, who: str, level: float) -> pd.DataFrame:
-    """R2 of one thing's centre, the mean of x and y, with the percentiles of the resamples' means."""
-    names = [f"r2_{who}_x", f"r2_{who}_y"]
-    rows = [curve.rows(name) for name in names]
-    value = np.mean([part["value"].to_numpy(float) for part in rows], axis=0)
-    drawn = np.mean([np.asarray(curve.draws[name], np.float64) for name in names], axis=0)
-    low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=1)
-    return pd.DataFrame(
-        {"layer": rows[0]["layer"], "value": value, "low": np.minimum(low, value), "high": np.maximum(high, value), "chance": 0.0}
-    )
+    """R2 of one thing's centre, the mean of x and y, with its interval."""
+    targets = [f"{who}_x", f"{who}_y"]
+    found = curve.logits[:, [curve.targets.index(target) for target in targets]]
+    bootstrap = Bootstrap(curve.examples["group"].to_numpy(), draws=curve.draws["r2"].shape[1])
+    noise = curve.folds[curve.folds["target"].isin(targets)].groupby("layer")["noise_share"].mean().to_numpy(np.float64)
+    value, low, high = r2_interval(curve.examples[targets].to_numpy().T, found, bootstrap, level, np.nan_to_num(noise, nan=1.0))
+    return pd.DataFrame({"layer": curve.rows("r2")["layer"], "value": value, "low": low, "high": high, "chance": 0.0})
+
+
+def r2_interval(values: Floats, found: Floats, bootstrap: Bootstrap, level: float, noise: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean R2 over targets by layer, and the ends of its interval: bootstrap-t of the logarithm of 1 - R2; NaN for fewer than 24 groups.
+
+    1 - R2 is the ratio of two means: squared errors, and squared deviations from the mean, both over the variance.
+
+    Parameters
+    ----------
+    values, found
+        (target, example) values, and (layer, target, example) predictions.
+    bootstrap
+        Resamples of the examples' groups.
+    level
+        Of the intervals.
+    noise
+        (layer,) share of the predictions' variance that is due to the training sample; intervals are widened as draws of scores are.
+    """
+    values, found = values.astype(np.float64), found.astype(np.float64)
+    variance = values.var(axis=1, keepdims=True)
+    errors = (np.square(found - values) / variance).mean(axis=1)
+    deviations = (np.square(values - values.mean(axis=1, keepdims=True)) / variance).mean(axis=0)
+    bottom = np.broadcast_to(deviations, errors.shape)
+    rest, _, bands = mean_ratio(errors, bottom, bootstrap, level=level, positive=True, families=np.arange(len(errors)))
+    low, high = (1 - rest * (end / rest) ** np.sqrt(1 + noise) for end in (bands.high, bands.low))
+    return 1 - rest, low, high
 
 
 def known_blocks(store: ActivationStore) -> tuple[int, ...]:

@@ -63,8 +63,9 @@ def knockout_blocks(results: ResultSet) -> list[Block]:
         Drawing(
             result.figure(),
             "change of the logit difference by window of blocks, one panel per group of reading tokens",
-            f"Mean over {len(result.examples)} examples; {level} bands from a bootstrap over images, simultaneous over all pairs and "
-            "windows. Below 0: the target supports the answer through these tokens and blocks.",
+            f"Mean over {len(result.examples)} examples; {level} bands from a bootstrap over images, simultaneous over the windows "
+            "of each target; none where too few images decide its effects. Below 0: the target supports the answer through these "
+            "tokens and blocks.",
             "",
             [found[0].source("tables/table")],
         ),
@@ -283,7 +284,7 @@ def attribution_blocks(results: ResultSet, store: str, recorded: Collection[str]
 
 
 def _ratio_ends(low: float, high: float) -> str:
-    return f"{low:.3g} to {high:.3g}" if low == low else "few images"
+    return f"{low:.3g} to {high:.3g}" if low == low else "too few images"
 
 
 def _behind(row: Mapping[Hashable, Any]) -> str:

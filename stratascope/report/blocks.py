@@ -72,20 +72,35 @@ class Picture:
     """(height, width, 3)"""
     alt: str
     cells: NDArray[Any] | None = None
-    """(row, column): no tint at 0, full tint at the largest size; orange above 0, purple below."""
+    """(row, column): transparent at 0, full colour at the largest size."""
     boxes: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Name -> x0, y0, x1, y1 as shares of width and height."""
     caption: Words = ""
+    signed: bool = False
+    """Whether cells may be below 0; so it is where one of them is."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text with tokens tinted by their values; orange above 0, purple below."""
+    """A text with tokens coloured by their values, as the cells of a picture."""
 
     texts: Sequence[str]
     values: NDArray[Any]
     """(token,); NaN for no value."""
     caption: Words = ""
+    signed: bool = False
+    """Whether values may be below 0; so it is where one of them is."""
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """Legend of the colours of pictures and tokens."""
+
+    low: str
+    """Text at the lowest colour."""
+    high: str
+    """Text at the highest colour."""
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,9 @@ class Interval:
 
     @property
     def ends(self) -> str:
-        """The interval."""
+        """The interval, where there is one."""
+        if self.low != self.low:
+            return "too few images"
         return f"{100 * self.low:.1f} to {100 * self.high:.1f}" if self.percent else f"{self.low:.3f} to {self.high:.3f}"
 
 
@@ -188,7 +205,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = Prose | Facts | Drawing | Picture | Tokens | Table | Commands | Missing | Remark | Cards | Beside | Folded
+Block = Prose | Facts | Drawing | Picture | ColourScale | Tokens | Table | Commands | Missing | Remark | Cards | Beside | Folded
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _section(store: ActivationStore, address: HubAddress, picture: str, arrays: 
     lines = [
         f"## {_plain(address.path)}",
         "",
-        *([f"![Examples, tinted by the final token's attention]({quote(picture)})", ""] if picture else []),
+        *([f"![Examples, coloured by the final token's attention]({quote(picture)})", ""] if picture else []),
         "| | |",
         "|---|---|",
         *(f"| {label} | {_cell(value)} |" for label, value in facts.items()),

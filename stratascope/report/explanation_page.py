@@ -20,6 +20,7 @@ from stratascope.report.blocks import (
     Block,
     Card,
     Cards,
+    ColourScale,
     Drawing,
     Fact,
     Facts,
@@ -95,7 +96,7 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
         largest = found.knockout[(found.knockout["kind"] == "cells") & (found.knockout["mode"] == mode)]["effect"].abs().max()
         caption = f"change of the logit difference when a cell is {MODES[mode]}, all blocks; largest {largest:.2f}"
         shown = Picture(image, f"knockout effect of each cell, {MODES[mode]}", effects, boxes, caption=caption)
-        cards.append(Card(MODES[mode], [shown, _tinted_spans(found, mode)], badge="measured", good=True))
+        cards.append(Card(MODES[mode], [shown, _coloured_spans(found, mode)], badge="measured", good=True))
     first, last = own["few"]
     for method in found.methods:
         label = own["methods"][method].replace("few blocks", f"blocks {first} to {last - 1}")
@@ -104,7 +105,7 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
         scores[-1] = np.nan  # what the final token gives itself would outshine the text
         note = ""
         if method.startswith("flow") and cells is not None:
-            cells, note = cells - cells.min(), "no tint: the lowest cell; "
+            cells, note = cells - cells.min(), "no colour: the lowest cell; "
             scores = scores - np.nanmin(scores)
         with_sign = method in own["signed"]
         if with_sign:
@@ -113,16 +114,17 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
         caption = note + (f"rank correlation with knockout effects: {', '.join(told)}" if told else "")
         inner: list[Block] = []
         if cells is not None:
-            inner.append(Picture(image, f"{label}, laid over the image", cells, boxes, caption=caption.rstrip("; ")))
-        inner.append(_tinted_text(found, scores))
+            inner.append(Picture(image, f"{label}, laid over the image", cells, boxes, caption=caption.rstrip("; "), signed=with_sign))
+        inner.append(_coloured_text(found, scores, with_sign))
         cards.append(Card(label, inner))
     if cards:
         blocks.append(
             Prose(
-                "Each card tints image cells and prompt tokens by the score of one method; full tint: the largest score. Attention is not "
+                "Each card colours image cells and prompt tokens by the score of one method. Attention is not "
                 "information flow: a method is faithful if it ranks the cells as the knockout effects do.",
             )
         )
+        blocks.append(ColourScale("0", "largest score of the image, or of the prompt"))
         blocks.append(Cards(cards))
     for method, arrays in own["missing"].items():
         blocks.append(Missing(f"Not shown: {method}; extract with", f"--record {arrays}"))
@@ -132,7 +134,7 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
     return blocks
 
 
-def _tinted_text(found: ExampleExplanation, scores: NDArray[np.float64]) -> Tokens:
+def _coloured_text(found: ExampleExplanation, scores: NDArray[np.float64], signed: bool = False) -> Tokens:
     """Text of the prompt, with all image tokens as one."""
     texts: list[str] = []
     values: list[float] = []
@@ -144,17 +146,17 @@ def _tinted_text(found: ExampleExplanation, scores: NDArray[np.float64]) -> Toke
         elif k == 0 or not inside[k - 1]:
             texts.append(f" ⟨{int(inside.sum())} image tokens⟩ ")
             values.append(float("nan"))
-    return Tokens(texts, np.array(values))
+    return Tokens(texts, np.array(values), signed=signed)
 
 
-def _tinted_spans(found: ExampleExplanation, mode: str) -> Tokens:
-    """Text of the prompt, each part tinted by its knockout effect."""
+def _coloured_spans(found: ExampleExplanation, mode: str) -> Tokens:
+    """Text of the prompt, each part coloured by its knockout effect."""
     table = found.knockout[(found.knockout["kind"] == "spans") & (found.knockout["mode"] == mode)]
     table = table[table["window"] == found.knockout["window"].iloc[0]]
     effects = table.set_index("target")["effect"].abs()
     scores = found.tokens["part"].map(effects).to_numpy(float).copy()
     scores[-1] = np.nan
-    return _tinted_text(found, scores)
+    return _coloured_text(found, scores)
 
 
 def _parts(found: ExampleExplanation) -> list[Block]:

@@ -52,7 +52,7 @@ class FigureSelection:
         """The same selection with the full name of its task.
 
         A name without a selection of examples stands for the one that was probed, such as `relation (label=1)`: where the same task was
-        also probed on all examples, it stands for these, unless the caption states their labels at every position.
+        also probed on all examples, it stands for these, unless the caption states their labels at one of the positions.
 
         Raises
         ------
@@ -63,7 +63,7 @@ class FigureSelection:
         if not named:
             return self
         whole = [c for c in results.curves if c.task == self.task]
-        if whole and not all(map(in_caption_text, whole)):
+        if whole and not any(map(in_caption_text, whole)):
             return self
         if len(named) > 1:
             if whole:
@@ -137,7 +137,8 @@ def draw_curves(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axe
     """One task at every position, with controls and baselines of the first."""
     first = selected_curve(results, selection)
     shown = [c for c in results.curves if c.task == first.task and selection.position in (None, c.position)]
-    curves = {POSITION_LABELS.get(c.position, c.position) or c.task: c.table("table") for c in shown}
+    stated = {c.position: " (stated by the caption)" if in_caption_text(c) else "" for c in shown}
+    curves = {f"{POSITION_LABELS.get(c.position, c.position) or c.task}{stated[c.position]}": c.table("table") for c in shown}
     beside: dict[str, pd.DataFrame] = {}
     for found in results.baselines_of(first):
         beside[CONDITION_LABELS.get(found.condition, found.condition)] = found.table("table")
@@ -147,7 +148,7 @@ def draw_curves(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axe
     metric = score_of(first)
     chance = float(first.rows(metric)["chance"].iloc[0])
     draw_layer_curves({**curves, **beside}, ax, metric=metric, chance=chance, muted=list(beside))
-    place_legend(ax, columns=3)
+    place_legend(ax, columns=2 if any(stated.values()) else 3)
     return ax
 
 

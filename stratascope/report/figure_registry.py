@@ -199,16 +199,25 @@ def figure_of(
     if name in FIGURES:
         return FIGURES[name].figure(results, selection, width=width or COLUMN_WIDTH, height=height)
     name = PurePath(name).name.removesuffix(ENDING).removesuffix(".png").removesuffix(".csv")
-    tasks = {file_name("probe", task): task for task in results.tasks}
+    tasks = {called: task for task in results.tasks for called in (task, file_name("probe", task))}
     if name in tasks:
         of_task = FigureSelection(tasks[name], selection.position)
         return FIGURES["curves"].figure(results, of_task, width=width or COLUMN_WIDTH, height=height)
     files = {f.name.removesuffix(ENDING): f for f in (*results.own, *results.beside)}
     if name not in files:
         raise _unknown(name, [*FIGURES, *tasks, *files])
-    drawn: Figure | None = files[name].result.figure(store)
+    found = files[name]
+    if found.kind == "accuracy_by" and found.attributes["by"] == "relation":
+        of_curve = FigureSelection(found.task, found.position)
+        return FIGURES["relations"].figure(results, of_curve, width=width or COLUMN_WIDTH, height=height)
+    drawn: Figure | None = found.result.figure(store)
     if drawn is None:
-        raise NotRecordedError(f"expected the store for the images of figure {name}, found only results, or a result without a figure")
+        raise NotRecordedError(
+            f"expected the store, whose images figure {name} shows, found only results; name the store before them: "
+            f"stratascope figure {name} STORE RESULTS"
+            if store is None
+            else f"expected a result with a figure, found {name}, which has none; see `stratascope figure --list`"
+        )
     drawn.set_size_inches(width or drawn.get_figwidth(), height or drawn.get_figheight())
     return drawn
 

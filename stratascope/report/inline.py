@@ -14,8 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.gallery import tinted
-from stratascope.figures.style import COLOURS, GREY, paper_style
+from stratascope.figures.style import COLOURS, GREY, overlay, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,8 +74,8 @@ def inline_pixels(pixels: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def tint_pixels(cells: NDArray[Any]) -> NDArray[np.uint8]:
-    """One pixel per cell: transparent at 0, full tint at the largest size, orange above 0 and purple below.
+def overlay_pixels(cells: NDArray[Any], signed: bool = False) -> NDArray[np.uint8]:
+    """One pixel per cell, as `overlay` colours it.
 
     Raises
     ------
@@ -86,7 +85,7 @@ def tint_pixels(cells: NDArray[Any]) -> NDArray[np.uint8]:
     values = np.asarray(cells, np.float64)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise InvalidInputError("expected a map (row, column) of finite values")
-    return np.round(255 * tinted(values)).astype(np.uint8)
+    return np.round(255 * overlay(values, signed)).astype(np.uint8)
 
 
 def _referenced(root: ElementTree.Element) -> set[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
+from stratascope.figures.style import muted, overlay
 from stratascope.report.blocks import Cited, Interval, Picture, Section, Tokens, Words
 from stratascope.results.stored_result import Source
 from stratascope.store.io.durable import write_output
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from numpy.typing import NDArray
 
-TINTS = 10
-"""Steps of the tint of tokens, each a class of the style sheet: the content security policy forbids inline styles."""
+STEPS = 10
+"""Steps of the colours of tokens, each a class of the style sheet: the content security policy forbids inline styles."""
+PANELS = {"": (255, 255, 255), "@media screen and (prefers-color-scheme: dark)": (28, 31, 38)}
+"""Where colours of tokens apply -> colour of the panel behind them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Page:
 
     def html(self) -> str:
         """The page as HTML, with a content security policy for its style sheet and data images alone."""
-        style = _shell("page.css")
+        style = f"{_shell('page.css')}{_token_style()}"
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
         notes: dict[Source, int] = {}
@@ -91,11 +94,12 @@ def _shell(name: str) -> str:
 def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
-    from stratascope.report.inline import inline_drawing, inline_pixels, tint_pixels
+    from stratascope.report.inline import inline_drawing, inline_pixels, overlay_pixels
 
     # everything is escaped: captions, tokens and file names come from elsewhere
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(drawing=inline_drawing, pixels=inline_pixels, tint=tint_pixels, ground=_ground, step=_step, number=_number)
+    environment.filters.update(drawing=inline_drawing, pixels=inline_pixels, overlay=overlay_pixels)
+    environment.filters.update(ground=_ground, step=_step, number=_number)
     environment.tests["cited"] = lambda value: isinstance(value, Cited)
     environment.tests["interval"] = lambda value: isinstance(value, Interval)
     environment.filters["pieces"] = _pieces
@@ -122,21 +126,42 @@ def _pieces(words: Words | Cited) -> list[tuple[str | Cited, Source | None]]:
 
 
 def _ground(picture: Picture) -> NDArray[np.uint8]:
-    """The picture, half its colour taken out where a tint is laid over it."""
-    if picture.cells is None:
-        return picture.image
-    grey = picture.image.mean(-1, keepdims=True)
-    return np.asarray((0.5 * picture.image + 0.5 * grey).astype(np.uint8))
+    """The picture, muted where a map is laid over it."""
+    return picture.image if picture.cells is None else muted(picture.image)
 
 
 def _step(tokens: Tokens) -> list[tuple[str, str]]:
-    """Each text with the class of its tint: t1 to t10 above 0, n1 to n10 below."""
+    """Each text with the class of its colour: t0 to t10 for values of one direction, p0 to p10 and n1 to n10 for signed ones."""
     values = np.nan_to_num(np.asarray(tokens.values, np.float64), nan=0.0)
     if len(values) != len(tokens.texts):
         raise InvalidInputError(f"expected {len(tokens.texts)} values, one a token, found {len(values)}")
     peak = float(np.abs(values).max(initial=0))
-    steps = np.rint(TINTS * values / (peak if peak > 0 else 1)).astype(int)
-    return [(text, f"{'n' if step < 0 else 't'}{abs(step)}") for text, step in zip(tokens.texts, steps, strict=True)]
+    steps = np.rint(STEPS * values / (peak if peak > 0 else 1)).astype(int)
+    above = "p" if tokens.signed or (values < 0).any() else "t"
+    return [(text, f"{'n' if step < 0 else above}{abs(step)}") for text, step in zip(tokens.texts, steps, strict=True)]
+
+
+@cache
+def _token_style() -> str:
+    """Rules of the classes of `_step` and of the colour scales: `overlay`, with black or white ink, whichever is easier to read."""
+    share = np.arange(1, STEPS + 1) / STEPS
+    shown = {"t": overlay(share), "p": overlay(share, True), "n": overlay(-share, True)}
+    rules = []
+    for where, panel in PANELS.items():
+        part = []
+        for name, colours in shown.items():
+            for step, (*colour, opacity) in enumerate(colours, start=1):
+                seen = opacity * np.array(colour) + (1 - opacity) * np.array(panel) / 255
+                light = np.where(seen <= 0.04045, seen / 12.92, ((seen + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+                part.append(f".{name}{step} {{ background: {_css(seen)}; color: {'#000' if light > 0.179 else '#fff'}; }}")
+        rules.append("\n".join(part) if not where else f"{where} {{\n" + "\n".join(part) + "\n}")
+    for name, ramp in {"one": overlay(np.linspace(0, 1, 9)), "two": overlay(np.linspace(-1, 1, 9), True)}.items():
+        rules.append(f".ramp.{name} {{ background: linear-gradient(90deg, {', '.join(_css(colour[:3]) for colour in ramp)}); }}")
+    return "\n".join(rules) + "\n"
+
+
+def _css(colour: Any) -> str:
+    return "#" + "".join(f"{round(255 * float(part)):02x}" for part in colour)
 
 
 def _number(value: Any) -> str:

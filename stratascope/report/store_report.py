@@ -14,7 +14,7 @@ from stratascope.report.attribution_sections import (
     lens_blocks,
     localisation_blocks,
 )
-from stratascope.report.blocks import Block, Card, Cards, CommandLine, Missing, Prose, Section
+from stratascope.report.blocks import Block, Card, Cards, ColourScale, CommandLine, Missing, Prose, Section
 from stratascope.report.causal_sections import causal_blocks, causal_sentence
 from stratascope.report.example_subsets import selection_blocks
 from stratascope.report.headline import asked, headline
@@ -62,7 +62,9 @@ def report_page(
     answers = Missing(
         "No examples yet, because the answers of the model are missing; make them with", f"stratascope answers {command_name}"
     )
-    examples: list[Block] = [Prose(RULE), Cards(cards)] if cards else [answers]
+    examples: list[Block] = (
+        [Prose(RULE), ColourScale("0", "largest value in the image, or in the caption"), Cards(cards)] if cards else [answers]
+    )
     sections = [
         Section("Summary", [*headline(results), *causal_sentence(results), *best_method(results), *remark_blocks(results)], "found"),
         *([Section("Pre-registered study", study, "study")] if (study := study_blocks(results)) else []),
@@ -104,6 +106,5 @@ def _extent(store: ActivationStore) -> str:
 RULE = (
     "Three correct and three wrong answers, or more of one kind if the other has fewer: the most confident, the least confident, and "
     "an even spread by confidence between them, preferring relations not yet shown. "
-    "Tint: attention of the final token in the named block, mean over heads; full tint is the largest value in the image, or in the "
-    "caption."
+    "Colour: attention of the final token in the named block, mean over heads."
 )

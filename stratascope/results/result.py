@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
@@ -39,9 +39,10 @@ class _Stored:
 
     schema: ArraySchema | TableSchema
     name: str
+    optional: bool = False
 
 
-def array_field(kind: str, dims: str, *, name: str = "") -> Any:
+def array_field(kind: str, dims: str, *, name: str = "", default: Any = MISSING) -> Any:
     """Declare a field that the file stores as an array.
 
     Parameters
@@ -52,8 +53,10 @@ def array_field(kind: str, dims: str, *, name: str = "") -> Any:
         Space-separated names of the dimensions. A dimension has one size in all fields of a result.
     name
         Name in the file; that of the field by default.
+    default
+        None: a file may lack it, and the field is then None.
     """
-    return field(metadata={_STORED: _Stored(ArraySchema(kind, tuple(dims.split())), name)})
+    return field(metadata={_STORED: _Stored(ArraySchema(kind, tuple(dims.split())), name, default is None)}, default=default)
 
 
 def table_field(schema: TableSchema, *, name: str = "") -> Any:
@@ -122,7 +125,7 @@ class Result:
         """The schema of the file: attributes, tables and arrays, as `load` checks them."""
         stored = [s for _, s in _stored(cls)]
         tables = {s.name: s.schema for s in stored if isinstance(s.schema, TableSchema)}
-        arrays = {s.name: s.schema for s in stored if isinstance(s.schema, ArraySchema)}
+        arrays = {f"{s.name}?" if s.optional else s.name: s.schema for s in stored if isinstance(s.schema, ArraySchema)}
         return ResultSchema(cls._attributes_schema, tables, arrays, cls._rules)
 
     def contents(self) -> ResultFile:
@@ -133,7 +136,7 @@ class Result:
             value = getattr(self, name)
             if isinstance(stored.schema, TableSchema):
                 tables[stored.name] = value
-            else:
+            elif value is not None:
                 arrays[stored.name] = (stored.schema.dims, value)
         return ResultFile(self.kind, tables, arrays, dict(self.attributes))
 
@@ -143,6 +146,7 @@ class Result:
         values: dict[str, Any] = {
             name: file.tables[stored.name] if isinstance(stored.schema, TableSchema) else file.arrays[stored.name][1]
             for name, stored in _stored(cls)
+            if not stored.optional or stored.name in file.arrays
         }
         return cls(**{**values, "attributes": dict(file.attributes)})
 
@@ -275,7 +279,7 @@ def _picture(result: Result, alt: str) -> str:
 def _stored(cls: type[Result]) -> Iterator[tuple[str, _Stored]]:
     for one in fields(cls):  # type: ignore[arg-type]
         if (stored := one.metadata.get(_STORED)) is not None:
-            yield one.name, _Stored(stored.schema, stored.name or one.name)
+            yield one.name, replace(stored, name=stored.name or one.name)
 
 
 def _sizes(result: Result) -> dict[str, int]:
@@ -285,6 +289,6 @@ def _sizes(result: Result) -> dict[str, int]:
         if isinstance(stored.schema, TableSchema):
             if stored.schema.dim:
                 found.setdefault(stored.schema.dim, len(value))
-        else:
+        elif value is not None:
             found |= dict(zip(stored.schema.dims, value.shape, strict=True))
     return {dim: size for dim, size in found.items() if dim.isidentifier()}

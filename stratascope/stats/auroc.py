@@ -168,7 +168,10 @@ class Auroc:
         return self._ends(critical)
 
     def _ends(self, critical: float) -> tuple[Floats, Floats]:
-        """(score,) ends as many standard errors from the values as Student's t needs for a normal quantile."""
+        """(score,) ends as many standard errors from the values as Student's t needs for a normal quantile.
+
+        Where all pairs are in order there is no standard error: Wilson's interval of as many groups as the rarer class has.
+        """
         from scipy.special import expit, logit, stdtrit
 
         half = (stdtrit(self.fewest - 1, NormalDist().cdf(critical)) if self.fewest > 1 else critical) * self.error
@@ -177,4 +180,6 @@ class Auroc:
         inside = (self.value > 0) & (self.value < 1)
         value = np.where(inside, self.value, 0.5)
         middle, reach = logit(value), half / (value * (1 - value))
-        return np.where(inside, expit(middle - reach), self.value), np.where(inside, expit(middle + reach), self.value)
+        unseen = critical**2 / (self.fewest + critical**2)
+        low, high = np.where(self.value > 0.5, self.value - unseen, 0.0), np.where(self.value > 0.5, 1.0, self.value + unseen)
+        return np.where(inside, expit(middle - reach), low), np.where(inside, expit(middle + reach), high)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from stratascope.stats.bootstrap import Bootstrap
 
 Floats = NDArray[Any]
 POWER = 0.8
@@ -138,6 +141,86 @@ def band(
         low, high = _at_least(alone, value, low, high, narrow)
         low_all, high_all = _at_least(together, value, low_all, high_all, narrow)
     return Band(low=low, high=high, low_simultaneous=low_all, high_simultaneous=high_all, critical=critical)
+
+
+def share_band(values: Floats, bootstrap: Bootstrap, *, level: float = 0.95) -> Band:
+    """Wilson's intervals of shares, on the effective sample size, pointwise and simultaneous over rows.
+
+    The simultaneous ones have the critical value of `band`, as a quantile of Student's t: standard errors are estimated from few groups.
+
+    Parameters
+    ----------
+    values
+        (row, example) between 0 and 1, such as right or wrong.
+    bootstrap
+        Resamples of the examples' groups.
+    level
+        Of the intervals.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stratascope.stats.bootstrap import Bootstrap
+    >>> right = np.arange(100)[None] < [[60], [97]]
+    >>> share_band(right.astype(float), Bootstrap(np.arange(100))).high.round(3)
+    array([0.691, 0.99 ])
+    """
+    value = values.mean(axis=1)
+    bands = band(value, bootstrap.mean(values.T), level=level)
+    joint = 2 * NormalDist().cdf(_student(bands.critical, bootstrap.count)) - 1
+    if (bands.low == bands.high).any():  # rows without spread are not in the largest deviation
+        joint = max(joint, 1 - (1 - level) / len(value))
+    ends = [np.array([clustered_wilson(row, bootstrap.groups, one) for row in values]).T for one in (level, max(level, joint))]
+    return bands.with_ends(dict(zip(INTERVALS, np.concatenate(ends), strict=True)))
+
+
+def _student(critical: float, groups: int) -> float:
+    """Quantile of Student's t that is exceeded as rarely as a normal one; at most 7."""
+    from scipy.special import ndtr, stdtrit
+
+    return float(min(-stdtrit(max(groups - 1, 1), ndtr(-critical)), 7.0))
+
+
+def skewed_band(bands: Band, value: Floats, error: Floats, scale: str, groups: int, level: float = 0.95) -> Band:
+    """The intervals of a score on the scale on which its errors are symmetric.
+
+    Near its limit the errors of a score are skewed, and symmetric intervals cover too rarely: simultaneous ones of an AUROC of .97 in 70 %
+    of data sets of 40 images. Values without spread keep their intervals.
+
+    Parameters
+    ----------
+    bands
+        From `band`; its critical value is that of the simultaneous interval.
+    value, error
+        (layer,) the score and its standard error.
+    scale
+        `auroc`: the logit, where pointwise intervals also hold the percentiles; `r2`: the logarithm of 1 - R2.
+    groups
+        Number of groups, for quantiles of Student's t.
+    level
+        Of the pointwise interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> value, draws = np.array([0.97]), np.random.default_rng(0).normal(0.97, 0.01, (2000, 1))
+    >>> skewed_band(band(value, draws), value, draws.std(0), "auroc", 100).low_simultaneous.round(2)
+    array([0.94])
+    """
+    from scipy.special import expit, logit
+
+    critical = [_student(c, groups) for c in (NormalDist().inv_cdf(0.5 + level / 2), bands.critical)]
+    spread = error > NO_SPREAD
+    if scale == "auroc":
+        spread &= (value > 0) & (value < 1)
+        middle = np.where(spread, value, 0.5)
+        reach = error / (middle * (1 - middle))
+        ends = [expit(logit(middle) + sign * c * reach) for c in critical for sign in (-1, 1)]
+        ends[:2] = np.fmin(ends[0], bands.low), np.fmax(ends[1], bands.high)
+    else:
+        rest = np.where(spread, 1 - value, 1)
+        ends = [1 - rest * np.exp(-sign * c * error / rest) for c in critical for sign in (-1, 1)]
+    return bands.with_ends({name: np.where(spread, own, bands.ends[name]) for name, own in zip(INTERVALS, ends, strict=True)})
 
 
 def largest_deviation(draws: Floats) -> Floats:

@@ -235,7 +235,7 @@ def test_bounds_of_a_store_take_no_solver(store) -> None:
 
 
 def test_flow_through_the_vision_tower_is_refused_with_the_reason(store) -> None:
-    with pytest.raises(NotRecordedError, match="attention maps of the vision tower"):
+    with pytest.raises(NotRecordedError, match="attention maps of the vision tower in the store for flow through it"):
         flow_examples(store, [0], tower="vision")
 
 

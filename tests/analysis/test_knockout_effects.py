@@ -16,14 +16,14 @@ from stratascope.store import ActivationStore
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
-    return attributed_store(tmp_path_factory.mktemp("effects") / "a.zarr", noise=0.1, measured=60)
+    return attributed_store(tmp_path_factory.mktemp("effects") / "a.zarr", noise=0.1, measured=80)
 
 
 def test_effects_are_towards_the_answer_with_intervals_over_images(planted: ActivationStore, tmp_path: Path) -> None:
     found = knockout_effects(planted, draws=4000)
-    effects, logits = planted.read("knockout")[:60].astype(float), planted.read("answer_logits")[:60].astype(float)
+    effects, logits = planted.read("knockout")[:80].astype(float), planted.read("answer_logits")[:80].astype(float)
     targets = planted.read("knockout_target").tolist()
-    assert found.examples.tolist() == list(range(60))
+    assert found.examples.tolist() == list(range(80))
     assert set(found.table["target"]) == {name for name in targets if not name.startswith("cell_")}
     for row in found.table.to_dict("records"):
         m, w = ("final", "later").index(row["reader"]), WINDOWS.index(row["window"])
@@ -37,7 +37,7 @@ def test_effects_are_towards_the_answer_with_intervals_over_images(planted: Acti
         if row["window"] == "1-2" and row["target"] == "image":
             by_image = gained.reshape(-1, 2).mean(1)  # two examples an image
             ends = bootstrap((by_image,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0)).confidence_interval
-            # Student's t for 30 images, and wider where sizes are unequal
+            # Student's t for 40 images, and wider where sizes are unequal
             assert 1 <= (row["high"] - row["low"]) / (ends.high - ends.low) <= 1.6
             assert row["low"] + row["high"] == pytest.approx(ends.low + ends.high, abs=0.2 * (ends.high - ends.low))
             assert row["low_simultaneous"] < row["low"] < row["high"] < row["high_simultaneous"]

@@ -212,7 +212,7 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
 
 
 def test_rollout_through_the_vision_tower_is_refused_with_the_reason(store) -> None:
-    with pytest.raises(NotRecordedError, match="attention maps of the vision tower, found none"):
+    with pytest.raises(NotRecordedError, match="the vision tower in the store for rollout through it, found no vision_maps"):
         rollout_examples(store, [0], tower="vision")
 
 
@@ -274,4 +274,4 @@ def test_the_command_rolls_in_every_form_and_says_what_it_did(store, tmp_path) -
     assert (found.attributes["form"], found.attributes["window"]) == ("dropped", [3, 6])
     refused = CliRunner().invoke(main, ["rollout", store.name, "--tower", "vision"])
     assert refused.exit_code == 2
-    assert "through the vision tower is undefined" in refused.output
+    assert "extract again with vision_maps in --record" in refused.output

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from stratascope.causal.answers import Answers
 from stratascope.causal.effects import SERIES, flip_shares, relative, restored
 from stratascope.causal.use import above_draws, fewest_draws, use_events, use_table
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import wilson
+from stratascope.stats.intervals import INTERVALS, wilson
 
 LAYERS, DRAWS = 7, 20
 
@@ -139,15 +140,19 @@ def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", [1.0, 1.5])
-def test_pointwise_intervals_of_sizes_of_which_few_are_large_cover_their_expectation(spread: float) -> None:
-    """At one layer, where no band is wider than the interval; a plain bootstrap-t interval covers in 88 % at a spread of 1.5."""
-    hits = []
+@pytest.mark.parametrize(("images", "spread"), [(32, 1.0), (32, 1.5), (32, 2.0), (256, 1.0), (256, 1.5)])
+def test_pointwise_intervals_of_sizes_of_which_few_are_large_seldom_miss_their_expectation(images: int, spread: float) -> None:
+    """At one layer, where no band is wider than the interval; plain bootstrap-t intervals of 32 images miss in 12 % at a spread of 1.5."""
+    missed, refused, bootstrap = [], 0, Bootstrap(np.arange(images), draws=1000, seed=0)
     for seed in range(300):
-        top = np.exp(spread * np.random.default_rng([seed, 5]).standard_normal((1, 32)))
-        found = relative("effect", top, np.ones(32), Bootstrap(np.arange(32), draws=800, seed=0), level=0.95)
-        hits.append(bool(found["effect_low"][0] <= np.exp(spread**2 / 2) <= found["effect_high"][0]))
-    assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 300)
+        top = np.exp(spread * np.random.default_rng([seed, 5]).standard_normal((1, images)))
+        found = relative("effect", top, np.ones(images), bootstrap, level=0.95)
+        low, high = found["effect_low"][0], found["effect_high"][0]
+        refused += np.isnan(low)
+        assert np.isnan(low) or found["effect_low_simultaneous"][0] <= low
+        missed.append(low > np.exp(spread**2 / 2) or np.exp(spread**2 / 2) > high)
+    assert np.mean(missed) <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 300)
+    assert refused <= (0.2 if spread < 2 else 0.4) * 300
 
 
 def test_a_row_with_extreme_distances_does_not_widen_the_band_of_the_others_without_limit() -> None:
@@ -168,15 +173,39 @@ def test_a_row_with_extreme_distances_does_not_widen_the_band_of_the_others_with
     assert (alone.high_simultaneous > alone.high).all()
 
 
-def test_very_unequal_sizes_of_few_images_have_no_interval() -> None:
-    from stratascope.stats.mean_ratio import FEWEST_SKEWED, log_spread
+def test_means_that_few_images_decide_have_no_interval() -> None:
+    """At two of three layers, four of 40 images have an effect; with six such images, or 31 images with effects alike, all is decided."""
+    rng = np.random.default_rng(0)
+    for images, affected, interval in ((40, 4, False), (40, 6, True), (31, 31, False), (32, 32, True)):
+        sizes = 0.01 * np.abs(rng.standard_normal((3, images)))
+        sizes[:2, :affected] += 3 + rng.standard_normal((2, affected))
+        found = relative("effect", sizes, np.ones(images), Bootstrap(np.arange(images), draws=200, seed=0), level=0.95)
+        ends = np.stack([found[f"effect_{end}"] for end in INTERVALS if end.startswith("low")])
+        assert np.isfinite(ends).all() == np.isfinite(ends).any() == interval
+        assert found["effect"] == pytest.approx(sizes.mean(1))
 
-    sizes = np.exp(1.5 * np.random.default_rng(0).standard_normal((1, FEWEST_SKEWED)))
-    assert log_spread(sizes[:, 1:], np.ones((1, FEWEST_SKEWED - 1), bool))[0] > 1.1
-    for count, interval in ((FEWEST_SKEWED - 1, False), (FEWEST_SKEWED, True)):
-        found = relative("effect", sizes[:, -count:], np.ones(count), Bootstrap(np.arange(count), draws=200, seed=0), level=0.95)
-        assert np.isfinite(found["effect_low"]).all() == interval
-        assert np.isfinite(found["effect"]).all()
+
+def test_a_layer_without_effects_has_the_width_of_an_effect_that_the_sample_may_miss() -> None:
+    """Rule of three: 40 images without an effect leave up to z^2 / (n + z^2) = 8.8 % of images with one as large as at other layers."""
+    values = np.random.default_rng(0).normal(5, 1, (4, 40))
+    values[3] = 1e-6 * np.random.default_rng(1).standard_normal(40)
+    found = relative("effect", values, np.ones(40), Bootstrap(np.arange(40), draws=800, seed=0), level=0.95)
+    large = np.quantile(np.abs(values - values.mean(1, keepdims=True)), 0.95)
+    reach = norm.ppf(0.975) ** 2 / (40 + norm.ppf(0.975) ** 2)
+    assert found["effect_high"][3] == pytest.approx(large * reach, rel=1e-3)
+    assert found["effect_low"][3] == pytest.approx(-large * reach, rel=1e-3)
+    assert found["effect_high_simultaneous"][3] > 1.5 * found["effect_high"][3]
+
+
+def test_very_unequal_sizes_of_few_images_have_no_upper_end() -> None:
+    """What a sample lacks has no limit; the excess over random directions is judged by the sizes of the changes."""
+    every = np.exp(1.5 * np.random.default_rng(0).standard_normal((1, 200)))
+    for count, given in ((60, False), (200, True)):
+        sizes, bootstrap = every[:, :count], Bootstrap(np.arange(count), draws=200, seed=0)
+        for values in (sizes, sizes - sizes.mean()):
+            found = relative("effect", values, np.ones(count), bootstrap, level=0.95, sizes=sizes)
+            assert np.isfinite(found["effect_low_simultaneous"]).all()
+            assert np.isfinite(found["effect_high"]).all() == np.isfinite(found["effect_high_simultaneous"]).all() == given
 
 
 @pytest.mark.parametrize(("images", "each", "ratio"), [(60, 1, False), (40, 3, False), (60, 2, True)])
@@ -191,7 +220,7 @@ def test_intervals_of_skewed_means_and_ratios_cover_their_expectation(images: in
         truth = np.exp((1 + 0.09 - (0.36 if ratio else 0)) / 2)
         found = relative("effect", top, bottom, Bootstrap(np.arange(images).repeat(each), draws=400, seed=0), level=0.95)
         low, high = found["effect_low_simultaneous"], found["effect_high_simultaneous"]
-        hits.append(bool(((low <= truth) & (truth <= high)).all()))
+        hits.append(bool(((low <= truth) & ~(high < truth)).all()))
     assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 120)
 
 
@@ -202,7 +231,7 @@ def test_studentised_intervals_are_those_of_scipy() -> None:
     from stratascope.stats.mean_ratio import FEWEST_GROUPS, mean_ratio
 
     values = np.random.default_rng(3).normal(2, 1, 50)
-    mean, _, bands = mean_ratio(values[None], np.ones((1, 50)), Bootstrap(np.arange(50), draws=20_000, seed=0))
+    mean, _, bands = mean_ratio(values[None], np.ones((1, 50)), Bootstrap(np.arange(50), draws=20_000, seed=0), bounded=True)
     wanted = ttest_1samp(values, 0).confidence_interval(0.95)
     assert [bands.low[0], bands.high[0]] == pytest.approx([wanted.low, wanted.high], abs=0.03)
     assert [bands.low_simultaneous[0], bands.high_simultaneous[0]] == pytest.approx([bands.low[0], bands.high[0]], abs=1e-4)
@@ -217,7 +246,7 @@ def test_studentised_intervals_are_those_of_scipy() -> None:
 def test_few_pairs_have_a_restored_share_without_interval() -> None:
     rng = np.random.default_rng(0)
     difference = rng.choice([-4.0, 4.0], 60)
-    for pairs, interval in ((9, False), (10, True)):
+    for pairs, interval in ((31, False), (32, True)):
         source = np.where(np.arange(60) < pairs, -difference, np.nan)
         change = (0.5 + 0.1 * rng.standard_normal((2, 60))) * (source - difference)
         found = restored(change, difference, source, Bootstrap(np.arange(60), draws=400, seed=0), level=0.95)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -10,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from stratascope.causal import class_mean_difference, haufe_pattern, leace, mean_projection, one_hot
 from stratascope.causal.directions import CONTROLS, RandomConcepts, shuffled
 from stratascope.causal.erasure import Whitening
+from stratascope.causal.refitted_probe import completeness, refitted_probe
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 
 CONCEPTS = ("binary", "classes", "numbers")
@@ -136,3 +138,38 @@ def test_refusals() -> None:
         leace(x, z[:-1])
     with pytest.raises(InvalidInputError, match="`shrinkage` between 0 and 1, found 2"):
         leace(x, z, shrinkage=2)
+
+
+def test_a_probe_refitted_by_halves_tells_whether_an_erasure_was_complete() -> None:
+    """Too few examples for the dimensions leave a trace, whatever the shrinkage; in its own examples nothing is left, by either library."""
+    reference = pytest.importorskip("concept_erasure", reason="concept-erasure is not installed")
+    torch = pytest.importorskip("torch")
+    from stratascope.stats.auroc import Auroc
+
+    lows = {}
+    for n, d in ((400, 100), (4000, 10)):
+        rng = np.random.default_rng(4)
+        labels, folds = rng.integers(0, 2, n), np.arange(n) % 10
+        x = rng.normal(size=(n, d)) + 6 * labels[:, None] * np.eye(d)[0]
+        area = Auroc.of(refitted_probe(x, labels, folds, "leace")[:, None], labels == 1, np.arange(n))
+        lows[n] = area.interval()[0][0]
+        own = np.asarray(reference.LeaceEraser.fit(torch.from_numpy(x), torch.from_numpy(labels))(torch.from_numpy(x)))
+        for erased in (leace(x, one_hot(labels))(x), own):
+            after = LogisticRegression(solver="newton-cholesky", tol=1e-10).fit(erased, labels)
+            assert auroc(after.decision_function(erased).round(6), labels) == pytest.approx(0.5, abs=0.02)
+    assert lows[400] > 0.5
+    assert lows[4000] < 0.5
+    rows = pd.DataFrame(
+        {"layer": [3, 4], "refitted": [0.52, 0.7], "refitted_low_simultaneous": [0.45, 0.6], "refitted_high_simultaneous": 0.8}
+    )
+    assert completeness(rows) == (
+        "erasure was incomplete: a probe refitted after it is above chance at layer 4 (AUROC 0.70 [0.60, 0.80] at layer 4)"
+    )
+    assert completeness(rows[:1]).startswith(
+        "a probe refitted after the erasure is not significantly above chance (AUROC 0.52 [0.45, 0.80]"
+    )
+    assert completeness(rows.drop(columns="refitted")) == ""
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    return float(roc_auc_score(labels, scores))

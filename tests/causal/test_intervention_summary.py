@@ -90,14 +90,14 @@ def test_too_few_random_directions_decide_nothing() -> None:
 
 
 def test_too_few_images_decide_nothing() -> None:
-    """80 examples of seven images have no interval."""
-    made = intervention(images=7, used=(5,))
-    why = "too few images: 8 needed, 16 where a few of them decide the mean"
+    """80 examples of 31 images have no interval."""
+    made = intervention(images=31, used=(5,))
+    why = "too few images: 32 needed, and 5 that decide the mean"
     assert f"not decided whether it changes answers beyond random directions ({why})" in made.summary()
     assert f"use not decided (erase; {why})" in encoding_use([Curve(0.2)], made).summary()
 
 
-@pytest.mark.parametrize("pairs", [4, 30])
+@pytest.mark.parametrize("pairs", [4, 70])
 def test_patching_says_how_many_pairs_it_has_and_never_prints_nan(pairs: int, tmp_path) -> None:
     made = intervention(pairs=pairs)
     assert "nan" not in made.summary()
@@ -111,7 +111,7 @@ def test_patching_says_how_many_pairs_it_has_and_never_prints_nan(pairs: int, tm
         assert f"use not decided (patch; {why})" in joined.summary()
     else:
         least = made.use["minimum_detectable_effect"].max()
-        limits = f"n = 30 pairs; a restored share of {least:.2f} would have been detected with at least 80 % power"
+        limits = f"n = 70 pairs; a restored share of {least:.2f} would have been detected with at least 80 % power"
         assert f"not detected at any layer that it restores more than 0.1 of the difference ({limits}); restores" in made.summary()
         assert f"use not detected (patch; {limits})" in joined.summary()
         assert 0.1 < least < 0.3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from published import BLINK, CV_BENCH_2D, CV_BENCH_3D, EMBSPATIAL, POPE, SPATIALEVAL, SPHERE, THREE_D_SR, parquet, photo, tsv
+from published import BLINK, CV_BENCH_2D, CV_BENCH_3D, EMBSPATIAL, POPE, SPATIALEVAL, SPHERE, THREE_D_SR, held, parquet, photo, tsv
 
 from stratascope.cli import main
 from stratascope.datasets import BENCHMARKS, PROMPTS, Example, convert_benchmark, fetch_benchmark, load_examples
@@ -25,8 +25,8 @@ def unpacked(out: Path, name: str, *files: Path) -> list[Example]:
     prompt = PROMPTS[report.prompt]
     examples = load_examples(out / "rows.jsonl", choices=None if prompt.answers else prompt.choices)
     assert report.rows == len(examples)
-    assert {path.name for path in (out / "images").iterdir()} == {example.image for example in examples}
-    assert report.images == len({example.image for example in examples})
+    assert {path.name for path in (out / "images").iterdir()} == {name for example in examples for name in example.images}
+    assert report.images == len({name for example in examples for name in example.images})
     return examples
 
 
@@ -50,6 +50,13 @@ def test_blink(tmp_path: Path) -> None:
     assert [example.options[example.label] for example in examples] == ["yes", "no", "yes"]
     assert {(example.relation, example.split) for example in examples} == {("Spatial_Relation", "val")}
     assert PROMPTS["blink"].fill(examples[0]).text == NOTE.format("A, B") + BLINK[0]["prompt"]
+
+
+def test_blink_with_two_images(tmp_path: Path) -> None:
+    rows = [{**row, "image_1": held(2 * k), "image_2": held(2 * k + 1)} for k, row in enumerate(BLINK)]
+    examples = unpacked(tmp_path / "out", "blink", parquet(tmp_path / "val-00000-of-00001.parquet", rows))
+    written = [[(tmp_path / "out" / "images" / name).read_bytes() for name in example.images] for example in examples]
+    assert written == [[photo(2 * k, "JPEG"), photo(2 * k + 1, "JPEG")] for k in range(len(BLINK))]
 
 
 def test_embspatial_bench(tmp_path: Path) -> None:
@@ -146,7 +153,7 @@ def test_equal_names_with_other_pictures_are_numbered(tmp_path: Path) -> None:
         ("cv-bench", CV_BENCH_2D, {"idx": 0}, "expected a new id, found '2D-0' again"),
         ("cv-bench", CV_BENCH_2D, {"image": {"bytes": b"no image", "path": None}}, "cannot be decoded"),
         ("cv-bench", CV_BENCH_2D, {"image": None}, "expected the bytes of an image in column 'image'"),
-        ("blink", BLINK, {"image_2": BLINK[0]["image_1"]}, "one image a question, found image_2"),
+        ("blink", BLINK, {"image_2": BLINK[0]["image_1"]}, "as many images as in the first row, 1, found 2; convert them apart"),
         ("blink", BLINK, {"answer": "hidden"}, "found \"hidden\""),
         ("embspatial", EMBSPATIAL, {"answer": 4}, "index of one of 4 options"),
         ("spatialeval", SPATIALEVAL, {"oracle_option": "A"}, "letter of the option .Mr. A. Books. in column 'oracle_option', found .A."),

@@ -223,3 +223,49 @@ def test_all_published_vsr_rows_load() -> None:
     assert len({row.image for row in rows}) == 6_259
     assert len({row.relation for row in rows}) == 66
     assert round(np.mean([row.label for row in rows]), 3) == 0.512
+
+
+def test_rows_with_several_images(tmp_path: Path) -> None:
+    asked = {"question": "Which is nearer?", "options": ["cup", "key"], "answer": "key"}
+    for name, row, choices in (
+        ("list.jsonl", {**ROW, "image": ["a.png", "b/c.png"], "image_1": "kept"}, None),
+        ("numbered.jsonl", {**{key: ROW[key] for key in ROW if key != "image"}, "image_1": "a.png", "image_2": "b/c.png"}, None),
+        ("question.jsonl", {**asked, "image": ["a.png", "b/c.png"]}, ("A", "B")),
+        ("asked.jsonl", {**asked, "image_1": "a.png", "image_2": "b/c.png"}, ("A", "B")),
+    ):
+        (example,) = load_examples(write(tmp_path / name, row), choices=choices)
+        assert example.images == ("a.png", "b/c.png")
+        assert example.extra == ({"image_1": "kept"} if name == "list.jsonl" else {})
+    table = tmp_path / "rows.csv"
+    table.write_text(f"image_1,image_2,caption,relation,label\n1,02,{ROW['caption']},under,1\n3,4,{ROW['caption']},under,0\n")
+    assert [example.images for example in load_examples(table)] == [("1", "02"), ("3", "4")]
+    table.write_text("image_1,image_2,question,options,answer,A,B\n1,02,Which is nearer?,,B,cup,key\n")
+    assert [example.images for example in load_examples(table, choices=("A", "B"))] == [("1", "02")]
+    plain = write(tmp_path / "plain.jsonl", {**ROW, "image_1": "x", "image_2": "y"})
+    assert load_examples(plain)[0].extra == {"image_1": "x", "image_2": "y"}, "with a column image, they are like any other"
+    assert "2 images" in describe(load_examples(write(tmp_path / "list.jsonl", {**ROW, "image": ["a.png", "b.png"]})))
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        ({"image": []}, "expected text in field 'image', found []; several images are a list of texts"),
+        ({"image": ["a.png", 3]}, "expected text in field 'image', found [\"a.png\", 3]"),
+        ({"image": ["a.png", "../b.png"]}, "within the folder of images, found '../b.png'"),
+        (
+            {"image_1": "a.png", "image_3": "b.png"},
+            "fields image_1, image_2, ... without a gap, found image_1, image_3",
+        ),
+        ({"image": ["a.png"] * 17}, "expected at most 16 images, found 17"),
+        ({"image": ["a.png", "b.png", "c.png"]}, "expected as many images as in the first row, 2, found 3"),
+        ({"image": "a.png"}, "expected as many images as in the first row, 2, found 1"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(tmp_path: Path, images: dict[str, object], reason: str) -> None:
+    rest = {key: ROW[key] for key in ROW if key != "image"}
+    for more in (rest, {"question": "Is it?", "answer": "yes"}):
+        path = write(tmp_path / "rows.jsonl", {**more, "image": ["a.png", "b.png"]}, {**more, **images})
+        with pytest.raises(InvalidInputError) as caught:
+            load_examples(path)
+        assert f"{path}, line 2" in str(caught.value)
+        assert reason in str(caught.value)

@@ -179,3 +179,44 @@ def test_marked_captions_need_no_usual_form(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
     with pytest.raises(InvalidInputError, match="expected the relation 'under' in the caption, or marked in it"):
         load_examples(tmp_path / "rows.jsonl")
+
+
+def test_few_shot_turns_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "few.toml"
+    path.write_text(
+        'text = "{question}\\n{options}\\nAnswer with {letters}."\nchoices = "letters"\n'
+        '[[shots]]\nimage = "a.png"\nquestion = "Which?"\noptions = ["cup", "key"]\nanswer = "B"\n'
+        '[[shots]]\nimage = ["a.png", "b.png"]\nquestion = "Where?"\noptions = "none"\nletters = "C"\nanswer = "C"\n'
+        '[[shots]]\nquestion = "Why?"\noptions = ["a", "b"]\nanswer = "A"\n'
+    )
+    prompt = find_prompt(str(path))
+    assert [(shot.images, shot.text, shot.answer) for shot in prompt.shots] == [
+        (("a.png",), "Which?\nA. cup\nB. key\nAnswer with A, B.", "B"),
+        (("a.png", "b.png"), "Where?\nnone\nAnswer with C.", "C"),
+        ((), "Why?\nA. a\nB. b\nAnswer with A, B.", "A"),
+    ]
+    held = {"name": prompt.name, "text": prompt.text, "choices": dict.fromkeys(prompt.choices), "answers": None, **prompt.provenance()}
+    assert stored_prompt(json.loads(json.dumps(held))) == prompt
+
+
+@pytest.mark.parametrize(
+    ("shot", "reason"),
+    [
+        ('shots = ["a"]', "expected shots to be tables, each after [[shots]], found ['a']"),
+        ('[[shots]]\ncaption = "It is so."', "expected shot 1 to have an answer among Yes, No, found None"),
+        ('[[shots]]\ncaption = "It is so."\nanswer = "yes"', "expected shot 1 to have an answer among Yes, No, found 'yes'"),
+        (
+            '[[shots]]\nimage = "a.png"\nanswer = "Yes"',
+            "the fields of the prompt, with image and answer besides, found none for caption",
+        ),
+        ('[[shots]]\ncaption = "x"\nimages = "a.png"\nanswer = "Yes"', "with image and answer besides, found images"),
+        ('[[shots]]\ncaption = "x"\nimage = "../a.png"\nanswer = "Yes"', "within the folder of images, found '../a.png'"),
+    ],
+)
+def test_few_shot_turns_that_do_not_fit_the_prompt_are_refused(tmp_path: Path, shot: str, reason: str) -> None:
+    path = tmp_path / "few.toml"
+    path.write_text(f'text = "{{caption}}?"\nanswers = ["Yes", "No"]\n{shot}\n')
+    with pytest.raises(InvalidInputError) as caught:
+        find_prompt(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert reason in str(caught.value)

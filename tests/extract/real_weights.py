@@ -36,12 +36,16 @@ def _file() -> Any:
     return GGUFReader(next(Path(folder).glob("*.gguf")))
 
 
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    """The file's own tokens, and its merges."""
+    fields = _file().fields
+    tokens = {token: k for k, token in enumerate(fields["tokenizer.ggml.tokens"].contents())}
+    return tokens, [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+
+
 def tokenize(text: str) -> torch.Tensor:
     """(1, token) by the file's own vocabulary and merges."""
-    fields = _file().fields
-    vocabulary = {token: k for k, token in enumerate(fields["tokenizer.ggml.tokens"].contents())}
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
-    made = Tokenizer(models.BPE(vocabulary, merges))
+    made = Tokenizer(models.BPE(*vocabulary()))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     return torch.tensor([made.encode(text).ids])
 

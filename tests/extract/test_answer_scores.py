@@ -21,15 +21,17 @@ from stratascope.extract.families.image_tokens import PatchGrid  # noqa: E402
 from stratascope.extract.model_files import resolve_model  # noqa: E402
 from stratascope.extract.plan.extraction_plan import ExtractionPlan  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
-from stratascope.extract.plan.intervention_plan import settings_of_store  # noqa: E402
+from stratascope.extract.plan.intervention_plan import later_cost  # noqa: E402
 from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
 from stratascope.extract.run import session  # noqa: E402
 from stratascope.extract.run.block_arrays import _fill_generated  # noqa: E402
+from stratascope.extract.run.intervention_session import plan_of_store, run_interventions  # noqa: E402
 from stratascope.extract.run.logits import Unembedding  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
 from tests.extract.general.folders import save as save_general  # noqa: E402
 from tests.extract.general.processors import FILES  # noqa: E402
 from tests.extract.general.types import TYPES  # noqa: E402
+from tests.extract.hooked import DrawnDesign  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
 from tests.extract.test_every_family import photos, stock_model, stock_processor  # noqa: E402, F401
 
@@ -84,10 +86,32 @@ def test_scores_of_the_built_in_model_are_transformers_own(settings: ExtractionS
     np.testing.assert_allclose(found["probability"], np.exp(scores[0]) / np.exp(scores[0]).sum(), rtol=1e-5)
     assert "log-probability" in store.provenance["answer_logits"]["score"]
     assert "scored by summed log-probability" in plan_summary(plan)
-    with pytest.raises(InvalidInputError, match="expected answers of one token each, whose logits an intervention changes"):
-        settings_of_store(store, data=asked.examples, images=asked.images)
+    if side == "left":
+        _compare_interventions(store, tmp_path / "left.zarr", asked, model, lambda k, answer: _made(plan, k, answer))
     with pytest.raises(InvalidInputError, match="expected answers of one token each for `record` knockout"):
         plan_extraction(replace(asked, record=("residual", "knockout")))
+
+
+def _made(plan: ExtractionPlan, k: int, answer: str) -> dict[str, torch.Tensor]:
+    text, image = whole(plan, k, answer)
+    return dict(stock_processor(resolve_model("demo").folder)(text=[text], images=[image], return_tensors="pt", do_resize=False))
+
+
+def _compare_interventions(store: ActivationStore, path: Path, asked: ExtractionSettings, model: Any, made: Any) -> None:
+    """Changes of summed log-probabilities by edits of prompt tokens, against plain hooks on the stock model over prompt and answer."""
+    plan = plan_of_store(store, path, data=asked.examples, images=asked.images, boxes=asked.boxes, device="cpu")
+    design = DrawnDesign(plan, (3,), (("final",), ("image", "final")))
+    measured = run_interventions(plan, store, design, cache=path.with_suffix(".cache"), key="a")
+    for row, k in enumerate(design.examples):
+        assert measured.logits[row] == pytest.approx(store.read("answer_logits", examples=k), abs=1e-4)
+        options = plan.examples[k].options or ANSWERS
+        for column, (answer, tokens) in enumerate(zip(options, plan.tokenizer.answers(plan.examples[k]), strict=True)):
+            found = design.hooked(lambda k, answer=answer: made(k, answer), model, k, len(tokens) + 1)
+            sums = [each[..., :-1, :].double().log_softmax(-1)[..., range(len(tokens)), tokens].sum(-1) for each in found]
+            np.testing.assert_allclose(measured.change[row, :, column], sums[1] - sums[0], rtol=1e-4, atol=1e-4)
+        assert not measured.change[row, :, len(options) :].any(), "choices that are not offered"
+        assert np.abs(measured.change[row]).max() > 0.1
+    assert later_cost(plan, 1, None)
 
 
 @pytest.mark.slow
@@ -155,6 +179,7 @@ def test_each_question_is_answered_by_its_own_options(settings: ExtractionSettin
         np.testing.assert_allclose(scores[k, : len(expected)], expected, atol=1e-4)
         assert (scores[k, len(expected) :] < -1e38).all()
         best.append(example.options[int(np.argmax(expected))])
+    _compare_interventions(store, tmp_path / "own.zarr", chosen, model, lambda k, answer: _made(plan, k, answer))
     result = answer_confidence(store)
     said = [store.examples[f"option_{letter}"][k] for k, letter in enumerate(result.answers["answer"])]
     assert said == best

@@ -21,13 +21,13 @@ from stratascope.analysis.box_cells import box_tokens  # noqa: E402
 from stratascope.datasets import Example, Prompt, split_caption  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.families.image_tokens import PatchGrid  # noqa: E402
+from stratascope.extract.families.image_tokens import TILES, PatchGrid  # noqa: E402
 from stratascope.extract.plan.extraction_plan import ExtractionPlan  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
 from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
 from stratascope.extract.plan.settings import RECORDS  # noqa: E402
 from stratascope.extract.plan.store_contents import store_contents  # noqa: E402
-from stratascope.extract.plan.token_layout import TILES, PromptTokenizer  # noqa: E402
+from stratascope.extract.plan.token_layout import PromptTokenizer  # noqa: E402
 from stratascope.extract.run.capture import text_decoder  # noqa: E402
 from stratascope.extract.run.generation import with_generated_tokens  # noqa: E402
 from stratascope.extract.run.inputs import forward_inputs  # noqa: E402
@@ -281,7 +281,7 @@ def test_tokens_that_are_not_the_processors_stop_an_extraction(planned: Planned,
     ids[at] = plan.layouts[0].ids[at + 1]
     plan.layouts[0] = dataclasses.replace(plan.layouts[0], ids=ids)
     with pytest.raises(CaptureError, match=rf"tokens of example .* differ at token {at}"):
-        check_prompt(plan, 0, planned.request(0)[1])
+        check_prompt(plan, 0, [planned.request(0)[1]])
 
 
 def test_an_answer_of_several_tokens_is_scored(planned: Planned) -> None:
@@ -321,7 +321,8 @@ def test_the_summary_shows_tokens_and_spans(planned: Planned) -> None:
 def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path) -> None:
     """Parts of the logits add up to what is stored; knockouts equal the stock model's, asked with its own processor, its masks edited."""
     towerless, capped = not planned.plan.shape.vision_layers, planned.name == "paligemma2"
-    left_out = ({"vision_residual"} if towerless else set()) | ({"head_logits", "value_logits"} if capped else set())
+    deep = {"vision_maps"} if planned.name == "qwen3_vl" else set()
+    left_out = deep | ({"vision_residual"} if towerless else set()) | ({"head_logits", "value_logits"} if capped else set())
     record = tuple(name for name in RECORDS if name not in left_out)
     settings = dataclasses.replace(planned.plan.settings, record=record, limit=1, knockout_window=0)
     plan = plan_extraction(settings)

@@ -109,10 +109,10 @@ def test_no_pass_of_the_model_runs_with_tf32(settings, monkeypatch: pytest.Monke
         assert state() == before
 
     passes(lambda: session.launch(batch))
-    passes(lambda: session.compute_features(0, session.prepare(open_image(few.image_path(plan.shown[0])))))
+    passes(lambda: session.compute_features(0, session.prepare(open_image(few.image_path(plan.shown[0]))), plan.shown[0]))
     passes(lambda: session.token_gradients(0, lambda: batch))
     passes(lambda: session.knock_out(0, lambda: batch, 0, 0))
-    passes(lambda: InterventionRunner(session.model, session.request.choices).trace(batch))
+    passes(lambda: InterventionRunner(session.model).trace(batch))
 
 
 def test_the_provenance_says_so_where_there_would_be_tf32(plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sqlite3
 
 import numpy as np
@@ -93,12 +94,31 @@ def columns(folder, values, nested):
     return folder / "all.parquet"
 
 
+def shards(folder, values, kind):
+    """The same columns in two files, as `datasets` writes them: Parquet by `to_parquet`, Arrow streams by `save_to_disk`."""
+    import pyarrow
+
+    table = parquet.read_table(columns(folder, values, nested=True))
+    (folder / "all.parquet").unlink()
+    names = [f"data-{number:05d}-of-00002.{kind}" for number in range(2)]
+    for name, part in zip(names, (table[:50], table[50:]), strict=True):
+        if kind == "parquet":
+            parquet.write_table(part, folder / name)
+        else:
+            with pyarrow.OSFile(str(folder / name), "wb") as file, pyarrow.ipc.new_stream(file, part.schema) as stream:
+                stream.write_table(part, max_chunksize=20)
+    if kind == "arrow":
+        (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names], "_split": None}))
+    return folder
+
+
 FORMS = {
     **{f"example-{ending}": (by_example, ending) for ending in ("npy", "pt", "hidden_states.pt", "npz", "safetensors")},
     **{f"layer-{ending}": (by_layer, ending) for ending in ("npy", "pt", "safetensors")},
     **{f"file-{ending}": (one_file, ending) for ending in ("npz", "pt")},
     "parquet-columns": (columns, False),
     "parquet-nested": (columns, True),
+    **{f"columns-{kind}": (shards, kind) for kind in ("parquet", "arrow")},
 }
 
 
@@ -107,8 +127,9 @@ def test_every_form_gives_the_same_numbers(form, values, table, tmp_path):
     make, how = FORMS[form]
     (tmp_path / "in").mkdir()
     source = make(tmp_path / "in", values, how)
+    given = None if form.startswith(("parquet", "columns")) else table
     wanted = tuple(f"layer_{layer}" for layer in range(LAYERS)) if form == "parquet-columns" else ()
-    report = import_activations(source, tmp_path / "s.zarr", examples=None if "parquet" in form else table, columns=wanted, block=32)
+    report = import_activations(source, tmp_path / "s.zarr", examples=given, columns=wanted, block=32)
     assert (report.examples, report.layers, report.hidden, report.written_blocks) == (COUNT, (0, 1, 2), HIDDEN, 3)
     store = ActivationStore.open(tmp_path / "s.zarr")
     np.testing.assert_array_equal(store.read("residual", position="activation"), values)
@@ -117,7 +138,7 @@ def test_every_form_gives_the_same_numbers(form, values, table, tmp_path):
     assert store.provenance["imported"]["form"]
     assert "model" not in store.provenance
     assert verify(tmp_path / "s.zarr").ok
-    again = import_activations(source, tmp_path / "s.zarr", examples=None if "parquet" in form else table, columns=wanted, block=32)
+    again = import_activations(source, tmp_path / "s.zarr", examples=given, columns=wanted, block=32)
     assert again.written_blocks == 0
 
 
@@ -247,6 +268,26 @@ def test_sources_that_do_not_fit_are_refused(values, table, tmp_path):
     np.save(folder / "e5.npy", np.array(["text"]))
     with pytest.raises(InvalidInputError, match="expected numbers"):
         import_activations(folder, tmp_path / "u.zarr", examples=table)
+
+
+def test_folders_of_data_sets_that_do_not_fit_are_refused(values, tmp_path):
+    folder = shards(tmp_path, values, "arrow")
+    second = folder / "data-00001-of-00002.arrow"
+    whole = second.read_bytes()
+    second.write_bytes(whole[:10])
+    with pytest.raises(InvalidInputError, match=r"data-00001-of-00002\.arrow: expected columns in a \.arrow file, found"):
+        import_activations(folder, tmp_path / "s.zarr")
+    second.unlink()
+    with pytest.raises(InvalidInputError, match=r"expected the file data-00001-of-00002\.arrow of the data set, found none"):
+        import_activations(folder, tmp_path / "s.zarr")
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match=r"state\.json: expected the list of a data set's files, found another form"):
+        import_activations(folder, tmp_path / "s.zarr")
+    (tmp_path / "all" / "train").mkdir(parents=True)
+    (tmp_path / "all" / "dataset_dict.json").write_text("{}")
+    (tmp_path / "all" / "train" / "state.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match="expected one split of a data set, found several: train; give the folder of one"):
+        import_activations(tmp_path / "all", tmp_path / "s.zarr")
 
 
 def test_a_pickle_is_never_run(table, tmp_path):

@@ -15,21 +15,21 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from stratascope.causal import Intervention, InterventionDesign, InterventionSettings, leace  # noqa: E402
-from stratascope.causal.design import EditStack  # noqa: E402
-from stratascope.causal.erasure import Erasure  # noqa: E402
 from stratascope.causal.patching import pair_sources  # noqa: E402
 from stratascope.cli import main  # noqa: E402
 from stratascope.commands.interventions import saved_labels, stacked_vectors  # noqa: E402
 from stratascope.datasets import write_scenes  # noqa: E402
 from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
-from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions  # noqa: E402
+from stratascope.extract.run.intervention import InterventionRunner, Tracked  # noqa: E402
 from stratascope.extract.run.intervention_session import plan_of_store, run_interventions  # noqa: E402
 from stratascope.extract.run.knockout import tracing  # noqa: E402
 from stratascope.extract.run.logits import Unembedding  # noqa: E402
+from stratascope.extract.run.residual_edits import DeviceEdits, Interventions  # noqa: E402
 from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 from stratascope.extract.run.tail_pass import segments  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
+from tests.extract.hooked import drawn_edits, hooked_logits, plain_edit  # noqa: E402
 
 PAIR = (30, 40)
 PASS = 10_000
@@ -46,55 +46,6 @@ class Bare:
         self.model, self.decoder, self.unembedding = model, decoder, Unembedding(model, decoder)
 
 
-def drawn_edits(slots: int, d: int, seed: int, scale: float) -> EditStack:
-    rng = np.random.default_rng(seed)
-    pieces = []
-    for k in range(slots):
-        write, read = (rng.normal(size=(d, 1 + k % 2)) / d**0.5 for _ in range(2))
-        pieces.append((Erasure(write, read, rng.normal(size=d)), scale * rng.normal(size=d) if k else None))
-    return EditStack.of(pieces)
-
-
-def hooked_logits(model, batch, places, edits: dict, window: tuple[int, int]) -> torch.Tensor:
-    """Next-token logits of the stock model whose residual stream is edited by hooks before blocks, and after the last."""
-    blocks = text_decoder(model).layers
-
-    def edit(layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = hidden.clone()
-        for name, tokens in places.items():
-            hidden[0, tokens] = edits[name, layer](hidden[0, tokens])
-        return hidden
-
-    def before(layer: int):
-        def hook(module, args, kwargs):
-            if args:
-                return (edit(layer, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": edit(layer, kwargs["hidden_states"])}
-
-        return hook
-
-    def after(layer: int):
-        return lambda module, args, output: (edit(layer, output[0]), *output[1:]) if isinstance(output, tuple) else edit(layer, output)
-
-    handles = []
-    for layer in range(window[0], window[1] + 1):
-        if layer < len(blocks):
-            handles.append(blocks[layer].register_forward_pre_hook(before(layer), with_kwargs=True))
-        else:
-            handles.append(blocks[-1].register_forward_hook(after(layer)))
-    try:
-        with torch.inference_mode():
-            return model(**batch, use_cache=False, logits_to_keep=1).logits[0, -1]
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def plain_edit(stack: EditStack, slot: int):
-    write, read, centre, shift = (torch.from_numpy(a[slot]) for a in (stack.write, stack.read, stack.centre, stack.shift))
-    return lambda x: x - (x - centre) @ read @ write.T + shift
-
-
 @pytest.mark.parametrize("name", [n if n in ("llava", "qwen3_vl", "gemma3") else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_changes_equal_those_of_plain_hooks(name: str) -> None:
     """Every family: rotary positions, sliding windows, tokens that see later ones, soft caps, features added between blocks."""
@@ -105,14 +56,14 @@ def test_changes_equal_those_of_plain_hooks(name: str) -> None:
     d = text_decoder(stock).config.hidden_size
     stacks = {(position, layer): drawn_edits(3, d, layer, 0.3) for position in places for layer in range(5)}
     decoder = use_captured_attention(ours)
-    runner = InterventionRunner(Bare(ours, decoder), PAIR)  # type: ignore[arg-type]
+    runner = InterventionRunner(Bare(ours, decoder))  # type: ignore[arg-type]
     with torch.inference_mode(), tracing(decoder.layers) as trace:
         ours(**batch, use_cache=False, logits_to_keep=1)
     device = torch.device("cpu")
     rng = np.random.default_rng(5)
     patches = {q: rng.normal(size=(4, 1, len(tokens), d)).astype(np.float32) for q, tokens in places.items()}  # layers 0, 1, 2, 4
     chosen = Interventions(PARTS, WINDOWS, {place: DeviceEdits.of(stack, device) for place, stack in stacks.items()}, sources=1)
-    measured = runner.measure(trace, places, chosen, patches, 1e-3, tokens_of_pass=PASS)
+    measured = runner.measure(Tracked(trace, None), PAIR, places, chosen, patches, 1e-3, tokens_of_pass=PASS)
     untouched = hooked_logits(stock, batch, {}, {}, (0, -1))
     assert measured.logits == pytest.approx(untouched[list(PAIR)].numpy(), abs=1e-4)
     largest = 0.0
@@ -139,7 +90,7 @@ def test_patching_an_example_with_itself_changes_no_bit() -> None:
         k: v.bfloat16() if v.is_floating_point() else v for k, v in left_padded("qwen2_5_vl", [example("qwen2_5_vl", model, 9, 0)]).items()
     }
     decoder = use_captured_attention(model)
-    runner = InterventionRunner(Bare(model, decoder), PAIR)  # type: ignore[arg-type]
+    runner = InterventionRunner(Bare(model, decoder))  # type: ignore[arg-type]
     with torch.inference_mode(), tracing(decoder.layers) as trace:
         model(**batch, use_cache=False, logits_to_keep=1)
     ids = batch["input_ids"][0].numpy()
@@ -149,16 +100,16 @@ def test_patching_an_example_with_itself_changes_no_bit() -> None:
     parts = (("final",), ("word", "final"), ("image",))
     windows = tuple((layer, layer) for layer in range(5))
     chosen = Interventions(parts, windows, {}, sources=1)
-    same = runner.measure(trace, places, chosen, own, 0.1, tokens_of_pass=PASS)
+    same = runner.measure(Tracked(trace, None), PAIR, places, chosen, own, 0.1, tokens_of_pass=PASS)
     for values in (same.change, same.collateral, same.divergence, same.others):
         assert not values.any()
-    other = runner.measure(trace, places, chosen, moved, 0.1, tokens_of_pass=PASS)
+    other = runner.measure(Tracked(trace, None), PAIR, places, chosen, moved, 0.1, tokens_of_pass=PASS)
     assert (np.abs(other.change).max((1, 2, 3)) > 0).all()
     both = {q: np.concatenate([rows * np.nan, moved[q]], 1) for q, rows in own.items()}
-    beside = runner.measure(trace, places, replace(chosen, sources=2), both, 0.1, tokens_of_pass=PASS)
+    beside = runner.measure(Tracked(trace, None), PAIR, places, replace(chosen, sources=2), both, 0.1, tokens_of_pass=PASS)
     assert np.isnan(beside.change[:, :, 0]).all(), "an example without that source"
     assert beside.change[:, :, 1] == pytest.approx(other.change[:, :, 0], abs=0.1)
-    absent = runner.measure(trace, {**places, "word": None}, chosen, own, 0.1, tokens_of_pass=PASS)
+    absent = runner.measure(Tracked(trace, None), PAIR, {**places, "word": None}, chosen, own, 0.1, tokens_of_pass=PASS)
     assert np.isnan(absent.change[1]).all()
     assert not np.isnan(absent.change[0]).any()
 
@@ -191,11 +142,11 @@ def test_the_plan_counts_the_tokens_that_are_computed(plan, monkeypatch: pytest.
     parts, windows, length = (("final",), ("object", "final")), ((0, 0), (3, 4), (5, 5)), len(plan.layouts[3].ids)
     stack = DeviceEdits.of(drawn_edits(4, plan.shape.hidden, 0, 0.1), torch.device("cpu"))
     chosen = Interventions(parts, windows, {(name, layer): stack for name in ("final", "object") for layer in range(7)})
-    runner = InterventionRunner(session.model, session.request.choices)
-    image = session.load(3).prepared
+    runner = InterventionRunner(session.model)
+    image = session.load((3, 0)).prepared
     assert image is not None
-    trace = runner.trace(session.batch([3], image.tensors))
-    runner.measure(trace, {name: plan.position_tokens(3, name) for name in ("final", "object")}, chosen, None, 1e-3, tokens_of_pass=PASS)
+    tracked, places = runner.trace(session.batch([3], image.tensors)), {name: plan.position_tokens(3, name) for name in ("final", "object")}
+    runner.measure(tracked, session.request.choices, places, chosen, None, 1e-3, tokens_of_pass=PASS)
     assert 1 + sum(computed) / length / plan.shape.layers == pytest.approx(
         bare_passes(plan, [3], [(part, first) for part in parts for first, _ in windows], 4)
     )
@@ -291,7 +242,7 @@ class Stock:
         self.inputs = functools.cache(self._inputs)
 
     def _inputs(self, k: int):
-        return self.session.model.inputs(self.session.batch([k], self.session.load(k).prepared.tensors))
+        return self.session.model.inputs(self.session.batch([k], self.session.load((k, 0)).prepared.tensors))
 
     def answers(self, k: int, tokens=None, edit=None, layer: int = 0) -> torch.Tensor:
         """Answer logits of example k, untouched or with an edit of some tokens at a layer."""

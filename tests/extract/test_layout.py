@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import shutil
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stratascope.cli import main
-from stratascope.datasets import PROMPTS, CaptionParts, Example, Prompt, split_caption
+from stratascope.datasets import PROMPTS, CaptionParts, Example, Prompt, Shot, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import PatchGrid
 from stratascope.extract.families.model_families import image_rule
@@ -142,17 +143,25 @@ def source() -> ModelSource:
     return resolve_model("demo")
 
 
-@pytest.mark.parametrize("system", [None, "", "Look closely."])
-def test_layouts_made_ahead_are_those_made_one_by_one(source: ModelSource, system: str | None) -> None:
+SHOTS = (Shot(("a.png",), "True or false: The cat is under the dog. Answer True or False.", "True"), Shot((), "WHETHER?", "False"))
+
+
+@pytest.mark.parametrize(("system", "images", "shots"), [(None, 1, ()), ("", 1, ()), ("Look closely.", 1, ()), (None, 2, SHOTS)])
+def test_layouts_made_ahead_are_those_made_one_by_one(
+    source: ModelSource, system: str | None, images: int, shots: tuple[Shot, ...]
+) -> None:
     """One by one the whole prompt is tokenised; ahead, plain texts are tokenised without what stands around them."""
-    tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_rule(source), system)
+    prompt = dataclasses.replace(PROMPTS["true-false"], shots=shots)
+    tokenizer = PromptTokenizer(source, prompt, image_rule(source), system, images, [(97, 61)] if shots else [])
     rng = random.Random(0)
     letters = "aB é,.'🐈‍⬛東<>|{}-1% "
     words = ["cat", "dog's bed", "Look closely.", *("x" + "".join(rng.choices(letters, k=6)).strip() for _ in range(120))]
     sizes = [(168, 168), (97, 61), (300, 40)]
-    pairs = [(example(f"The {rng.choice(words)} is under the {rng.choice(words)}.", "under"), rng.choice(sizes)) for _ in range(400)]
+    pairs = [
+        (example(f"The {rng.choice(words)} is under the {rng.choice(words)}.", "under"), *rng.choices(sizes, k=images)) for _ in range(400)
+    ]
     alone = [tokenizer.layout(*pair) for pair in pairs]
-    framed = tokenizer._frame(tokenizer.rule.tokens(168, 168))
+    framed = tokenizer._frame((*tokenizer._shots, *(tokenizer.rule.tokens(168, 168) for _ in range(images))))
     assert framed is not None
     assert (framed.opening, framed.closing) == ("<|vision_end|>", "<|im_end|>")
     ahead = list(tokenizer.layouts(pairs))
@@ -161,7 +170,7 @@ def test_layouts_made_ahead_are_those_made_one_by_one(source: ModelSource, syste
         assert isinstance(found, TokenLayout)
         np.testing.assert_array_equal(found.ids, expected.ids)
         assert found.ids.dtype == expected.ids.dtype
-        assert (found.spans, found.grid, found.view, found.cut) == (expected.spans, expected.grid, expected.view, expected.cut)
+        assert (found.spans, found.grid, found.view, found.cuts) == (expected.spans, expected.grid, expected.view, expected.cuts)
 
 
 @pytest.mark.parametrize("text", ["a bell is inside", "🐈‍⬛ é東 under", " x  y ", "Ａ\u200b"])

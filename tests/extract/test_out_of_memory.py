@@ -20,10 +20,11 @@ from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.run import intervention_session as session  # noqa: E402
 from stratascope.extract.run.device_memory import OutOfMemory, attempt  # noqa: E402
 from stratascope.extract.run.halvings import Halving, Halvings, read_halvings  # noqa: E402
-from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner  # noqa: E402
+from stratascope.extract.run.intervention import InterventionRunner  # noqa: E402
 from stratascope.extract.run.intervention_session import run_interventions  # noqa: E402
 from stratascope.extract.run.loading import on_device  # noqa: E402
 from stratascope.extract.run.model import CaptureModel  # noqa: E402
+from stratascope.extract.run.residual_edits import DeviceEdits  # noqa: E402
 from stratascope.extract.run.shard_block import ShardBlock  # noqa: E402
 from stratascope.extract.run.tail_pass import TailPass  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
@@ -264,12 +265,12 @@ def passes(monkeypatch: pytest.MonkeyPatch, error: BaseException, most: int, sin
         begun.append(batch.members[0])
         return trace(self, batch)
 
-    def short(self: Any, made: Any, edit: Any) -> Any:
+    def short(self: Any, made: Any, edit: Any, kept: int) -> Any:
         tokens = made[-1].edited.stop * (self.trace.length - self.start)
         if tokens > most and len(set(begun)) > since:
             raise error
         ran.append((begun[-1], tokens))
-        return real(self, made, edit)
+        return real(self, made, edit, kept)
 
     monkeypatch.setattr(InterventionRunner, "trace", started)
     monkeypatch.setattr(TailPass, "run", short)

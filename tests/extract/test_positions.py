@@ -12,7 +12,7 @@ from PIL import Image
 
 from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction
-from stratascope.extract.plan.token_layout import token_texts
+from stratascope.extract.plan.answer_tokens import token_texts
 from stratascope.store.format.prompt_parts import is_mean, token_roles
 
 SIZES = ((168, 168), (112, 168), (168, 84), (84, 84))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -193,3 +194,17 @@ def test_a_null_result_has_the_minimum_detectable_effect_of_its_examples(stores)
     assert losses.claims.value[0] == pytest.approx(chance - losses.rows()["value"].iloc[0])
     assert losses.claims.bands.low_simultaneous[0] == pytest.approx(chance - losses.rows()["high_simultaneous"].iloc[0])
     assert f"(n = 200); log loss at least {chance - 0.01:.2f} in this layer" in losses.summary(), "the upper bound excludes less than .01"
+
+
+def test_a_shared_second_image_is_a_shared_image():
+    one = pd.DataFrame({"image": ["a", "b"], "image_sha256": ["1", "2"], "image_phash": ["", ""]})
+    two = one.assign(image_2=["c", "d"], image_2_sha256=["3", "4"], image_2_phash="")
+    other = pd.DataFrame({"image": ["x", "y", "z"], "image_sha256": ["4", "7", "1"], "image_phash": ""})
+    both = other.assign(image_2=["u", "v", "w"], image_2_sha256=["8", "3", "9"], image_2_phash="")
+    stores = [SimpleNamespace(examples=table) for table in (one, two, other, both)]
+    assert shared_images(stores[0], stores[2]).tolist() == [False, False, True]
+    assert shared_images(stores[1], stores[2]).tolist() == [True, False, True]
+    assert shared_images(stores[1], stores[3]).tolist() == [True, True, True]
+    assert shared_images(stores[0], stores[3]).tolist() == [False, False, True]
+    unhashed = SimpleNamespace(examples=two.drop(columns=["image_sha256"]).assign(image=["y", "q"]))
+    assert shared_images(unhashed, stores[3]).tolist() == [True, True, False]

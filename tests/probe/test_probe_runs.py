@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,9 +48,18 @@ def test_a_figure_of_a_task_shows_the_selection_that_was_asked_for(stores: Path,
     assert FigureSelection("truth").resolved(results).task == "truth"
     out = ["-o", str(tmp_path / "c.svg")]
     done = CliRunner().invoke(main, ["figure", "curves", str(tmp_path), "--task", "relation", *out])
+    assert "stated by the caption" in (tmp_path / "c.svg").read_text()
     assert "task: relation (label=1); of all examples: stratascope figure probe-relation" in done.output
     for name in ("probe-relation", "probe-relation-relation.zarr.zip", str(tmp_path / "probe-relation.png")):
         assert CliRunner().invoke(main, ["figure", name, str(tmp_path), *out]).exit_code == 0, name
+
+
+@pytest.mark.parametrize(("places", "shown"), [(("final", "subject"), "relation (label=1)"), (("subject",), "relation")])
+def test_all_examples_are_shown_where_the_caption_states_no_label(places: tuple[str, ...], shown: str) -> None:
+    """The subject precedes the relation in the caption."""
+    curves = [SimpleNamespace(task="relation", position=place, attributes={}) for place in places]
+    results = SimpleNamespace(tasks=["relation", "relation (label=1)"], curves=curves)
+    assert FigureSelection("relation").resolved(results).task == shown  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

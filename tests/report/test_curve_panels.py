@@ -11,9 +11,24 @@ import pytest
 from stratascope.figures.drawing import MOST_BANDS, draw_layer_curves, new_figure
 from stratascope.probe import probe_study
 from stratascope.report import gather
-from stratascope.report.curve_panels import curve_panels
+from stratascope.report.curve_panels import COLUMNS, curve_panels
+from stratascope.report.figure_drawing import POSITION_LABELS
 from stratascope.results.locations import ENDING
 from stratascope.store import ActivationStore
+
+
+@pytest.mark.slow
+def test_no_panel_is_dropped_where_positions_fill_more_than_a_row(store: ActivationStore, tmp_path: Path) -> None:
+    """The fifth position of a row of four was, once."""
+    fast: dict[str, Any] = {"layers": (5,), "draws": 200, "strengths": (1e-2,), "minimum": 5}
+    positions = ("final", "subject", "object", "relation", "image", "subject_box", "object_box")
+    assert len(positions) > COLUMNS
+    for curve in probe_study(store, ("truth",), positions, **fast):
+        curve.save(tmp_path / f"{curve.file_name}{ENDING}")
+    axes = curve_panels(gather(store, [tmp_path]), "truth").axes
+    titles = {ax.get_title(loc="left") or ax.get_title() for ax in axes}
+    assert titles == {POSITION_LABELS.get(name, name) for name in positions}
+    assert all(ax.lines for ax in axes)
 
 
 @pytest.mark.slow

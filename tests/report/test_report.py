@@ -311,12 +311,21 @@ def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_figure_is_also_named_as_the_file_of_its_command(store_path: Path, results: Path, tmp_path: Path) -> None:
-    for name in ("probe-truth", "probe-truth-final", "advantage-truth-final-over-baseline", "answers", "rollout"):
+    for name in (
+        "truth",
+        "truth.png",
+        "probe-truth",
+        "probe-truth-final",
+        "probe-truth-final-by-relation",
+        "advantage-truth-final-over-baseline",
+        "answers",
+        "rollout",
+    ):
         assert run("figure", name, str(store_path), str(results), "-o", str(tmp_path / f"{name}.png")).exit_code == 0, name
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
     without = run("figure", "rollout", str(results), "-o", str(tmp_path / "x.png"))
     assert without.exit_code == 2
-    assert "expected the store for the images" in without.stderr
+    assert "name the store before them: stratascope figure rollout STORE RESULTS" in without.stderr
 
 
 @pytest.mark.slow

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from stratascope.errors import StoreError
+from stratascope.store import ActivationStore, copy_store
+from stratascope.store.io import remote
 from stratascope.store.io.bucket import Bucket
+from stratascope.store.io.remote_errors import UnreachableError
+from tests.store.faulty_proxy import Proxy
+from tests.store.stores import make_store, small_layout
 
 VARIABLES = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "zq-secret", "AWS_REGION": "us-east-1"}
 
@@ -82,3 +88,36 @@ def check_writing(bucket: Bucket) -> None:
     pieces = [bytes([k]) * 700_000 for k in range(7)]
     bucket.put("large", lambda: pieces)
     assert bucket.get("large") == b"".join(pieces)
+
+
+def check_faults(proxy: Proxy, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults of a service before its answer, of two requests for a file of a block or of all: in both directions, as of S3."""
+    monkeypatch.setattr(remote, "RETRIES", 0)
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "PATIENCE", 1.5)
+    monkeypatch.setattr(remote, "SILENCE", 0.3)
+    layout = small_layout(4, record={"residual"}, thumbnail=None)
+    local, key = make_store(folder / "a.zarr", layout), layout.array("residual").key(0)
+    for number, what in enumerate((503, "reset", "lost", "cut", "silent")):
+        target, back = f"{url}/{number}.zarr", folder / f"{number}.zarr"
+        for source, goal in ((local, target), (target, back)):
+            proxy.forget()
+            proxy.ill = lambda _, path, count, what=what: what if path.endswith(key) and count < 2 else None
+            copy_store(source, goal)
+            proxy.ill = lambda *_: None
+        assert proxy.done.count(what) >= 2
+        assert objects(target) == files(back) == files(local)
+    for what, said in ((403, "403 Forbidden (AccessDenied)"), ("silent", "sends nothing")):
+        target = f"{url}/{what}.zarr"
+        proxy.ill = lambda _, path, __, what=what: what if path.endswith(key) else None
+        with pytest.raises(UnreachableError) as caught:
+            copy_store(local, target)
+        message = str(caught.value)
+        assert f"expected to write {key} of {target}, found: the server " in message
+        assert said in message
+        assert not any(secret in message for secret in ("zq", "StringToSign", "<?xml", "169.254"))
+        proxy.ill = lambda *_: None
+        with pytest.raises(StoreError, match="expected a store"):
+            ActivationStore.open(target)
+        copy_store(local, target)
+        assert objects(target) == files(local)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.fft import dctn
 
 from stratascope.datasets.scenes import render, sample_scene
-from stratascope.store.io.example_identity import HASHED_SIDE, NEAR_BITS, near_duplicates, perceptual_hash
+from stratascope.store.io.example_identity import HASHED_SIDE, NEAR_BITS, example_digests, image_groups, near_duplicates, perceptual_hash
 
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "jpeg": lambda image: recompressed(image, 40),
@@ -92,3 +93,39 @@ def test_groups_are_those_of_all_pairs() -> None:
 def test_plain_pictures_have_no_hash_and_no_duplicates() -> None:
     assert perceptual_hash(np.full((64, 64), 128)) == ""
     assert near_duplicates(("", "", "")) == (0, 1, 2)
+
+
+def several_images(names: np.ndarray, columns: int) -> pd.DataFrame:
+    """A table of examples with images of these names; a name's hash is its first letter."""
+    table = pd.DataFrame({"caption": "", "relation": "", "label": 1}, index=range(len(names)))
+    for k in range(columns):
+        prefix = "image" if k == 0 else f"image_{k + 1}"
+        table[prefix] = names[:, k]
+        table[f"{prefix}_sha256"] = [name[0] for name in names[:, k]]
+        table[f"{prefix}_phash"] = ""
+    return table
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_examples_that_share_any_image_are_in_one_group(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = np.array([[f"{chr(97 + k)}{rng.integers(2)}" for k in row] for row in rng.integers(0, 90, (14, 3))], object)
+    found = image_groups(several_images(names, 3))
+    graph = nx.Graph((f"example {k}", name[0]) for k, row in enumerate(names) for name in row)
+    assert 1 < nx.number_connected_components(graph) < 14
+    for part in nx.connected_components(graph):
+        members = [k for k in range(14) if f"example {k}" in part]
+        first = min(name for k in members for name in names[k])
+        assert set(found.labels[members]) == {first}
+    assert found.names == len(set(names.ravel()))
+
+
+def test_a_further_image_is_part_of_an_examples_identity() -> None:
+    names = np.array([["a0", "b0"], ["a0", "c0"], ["a0", "b0"]], object)
+    digests = example_digests(several_images(names, 2))
+    assert digests[0] == digests[2] != digests[1]
+    plain = several_images(names, 1)
+    assert len(set(example_digests(plain))) == 1
+    kept = plain.assign(image_2=names[:, 1])  # a column like any other, without hashes
+    assert example_digests(kept).tolist() == example_digests(plain).tolist()
+    assert image_groups(kept).labels.tolist() == ["a0"] * 3

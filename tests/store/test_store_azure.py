@@ -15,10 +15,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from buckets import check_writing, files, objects, without_cloud
+from buckets import check_faults, check_writing, files, objects, without_cloud
+from faulty_proxy import faulty_proxy
 from stores import make_store, small_layout
 
-from stratascope.store import copy_store, diff_stores, verify
+from stratascope.errors import StoreError
+from stratascope.store import ActivationStore, copy_store, diff_stores, verify
 from stratascope.store.io import bucket as bucket_module
 from stratascope.store.io.bucket import Bucket
 from stratascope.store.io.remote_errors import UnreachableError
@@ -81,6 +83,8 @@ def test_a_store_in_azure_has_the_bytes_of_one_on_a_disk(tmp_path):
     for url in ("az://bucket/made/a.zarr", "az://bucket/copied/a.zarr"):
         assert objects(url) == files(local)
         assert verify(url).ok
+    with pytest.raises(StoreError, match=r"az://bucket/none\.zarr: expected a store, found no zarr\.json there"):
+        ActivationStore.open("az://bucket/none.zarr")
     copy_store("az://bucket/made/a.zarr", tmp_path / "b.zarr")
     assert files(tmp_path / "b.zarr") == files(local)
     assert diff_stores("az://bucket/made/a.zarr", local).same
@@ -96,3 +100,11 @@ def test_conditions_and_parts_are_those_of_azure(monkeypatch):
     assert bucket.keys() == {}
     with pytest.raises(UnreachableError, match="expected a bucket to write into, found none of that name"):
         Bucket("az://nowhere/a.zarr").put("k", lambda: [b"1"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("credentials")
+def test_faults_before_azure_have_the_outcome_of_those_before_s3(port, tmp_path, monkeypatch):
+    with faulty_proxy(f"http://127.0.0.1:{port}") as proxy:
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"{proxy.address}/{ACCOUNT}")
+        check_faults(proxy, "az://bucket/faults", tmp_path, monkeypatch)

@@ -203,6 +203,26 @@ def test_copies_in_all_directions(place, local, tmp_path, way):
         assert objects(place.replace("a run", "b")) == files(tmp_path / "b.zarr")
 
 
+def test_a_copy_sends_files_of_two_blocks_at_once_and_markers_after_theirs(place, local, monkeypatch):
+    plain, met, ended = Bucket.put, threading.Barrier(2), []
+    keys = {spec.key(block): block for block in range(LAYOUT.blocks) for spec in LAYOUT.arrays() if spec.by_block}
+    meeting = {LAYOUT.array("residual").key(block) for block in (0, 1)}
+
+    def put(self, key, parts):
+        if key in meeting:
+            met.wait(30)  # a copy of one block after the other would never come together here
+        size = plain(self, key, parts)
+        ended.append(key)
+        return size
+
+    monkeypatch.setattr(Bucket, "put", put)
+    copy_store(local, place)
+    assert objects(place) == files(local)
+    order = {key: number for number, key in enumerate(ended)}
+    for key, block in keys.items():
+        assert order[key] < order[f"written/c/{block}"]
+
+
 def test_an_interrupted_copy_goes_on_and_another_begins_anew(place, local, monkeypatch):
     put, sent = Bucket.put, []
 

@@ -154,7 +154,7 @@ def test_the_card_says_what_the_store_is(hub, source):
     assert ActivationStore.open(source).fingerprint() in card
     assert f'ActivationStore.open("{ADDRESS}")' in card
     assert "| residual | layer, position, example, hidden |" in card
-    assert "![Examples, tinted by the final token's attention](run.zarr.png)" in card
+    assert "![Examples, coloured by the final token's attention](run.zarr.png)" in card
     assert held["run.zarr.png"].startswith(b"\x89PNG")
     assert "zq" not in card
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 from functools import partial
@@ -17,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from local_server import LocalHandler, serving_locally
 from stores import make_store, small_layout
 from unwell import unwell
 
@@ -174,6 +176,34 @@ def np_equal(a, b):
 
 
 SECRETS = "me:zq%20pass@", "sv=1&sig=zq%2Fsigned"
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("/zarr.json", "at most 32 MB, found 70,000,000,000"), ("/written/c/1", "at most 65,536 bytes, found")]
+)
+def test_files_of_an_absurd_size_are_refused_unread(source, hurried, key, said):
+    """The server announces gigabytes and never ends."""
+
+    class Endless(LocalHandler):
+        def do_GET(self):
+            path = source / urllib.parse.urlsplit(self.path).path.removeprefix("/a.zarr/")
+            absurd = self.path.endswith(f"a.zarr{key}")
+            data = path.read_bytes() if path.is_file() else b""
+            self.send_response(200 if absurd or data else 404)
+            self.send_header("Content-Length", str(70_000_000_000 if absurd else len(data)))
+            self.end_headers()
+            try:
+                self.wfile.write(data)
+                while absurd:
+                    sent.append(self.wfile.write(bytes(1 << 20)))
+            except OSError:
+                pass
+
+    sent: list[int] = []
+    with serving_locally(Endless, threading.Event()) as address:
+        with pytest.raises(StoreError, match=f"{key[1:]}: expected .* {said}"):
+            assert ActivationStore.open(f"{address}/a.zarr").complete
+        assert sum(sent) < 100 << 20  # what the connection took before it was closed
 
 
 @pytest.mark.parametrize("illness", [None, 401, 403, 404, 500, 503, "reset", "cut", "noise", 400])

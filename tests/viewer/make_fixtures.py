@@ -14,6 +14,7 @@ from numcodecs import VLenUTF8
 
 from stratascope.analysis import rollout_packed
 from stratascope.analysis.flow import flow
+from stratascope.analysis.tower_rollout import patch_picture, tower_rollout
 from stratascope.figures.style import DIVERGING, SEQUENTIAL
 from stratascope.store import decode_maps, encode_maps
 from stratascope.store.format.prompt_parts import PARTS, token_parts
@@ -49,11 +50,33 @@ def fixtures() -> dict[str, Any]:
             "rollout": rollout_packed(packed[:, :tokens, :tokens]).tolist(),
             "bounds": [flow(maps, window=(first, layers), tokens=()).bound.tolist() for first in range(layers)],
         },
+        "tower": tower_fixture(),
         "colours": {
             name: np.round(255 * mpl.colormaps[colour_map](np.linspace(0, 1, 17))[:, :3]).astype(int).tolist()
             for name, colour_map in (("sequential", SEQUENTIAL), ("diverging", DIVERGING))
         },
         "parts": {"spans": spans, "tokens": 14, "names": list(PARTS), "parts": token_parts(arrays, np.array([14]), 14)[0].tolist()},
+    }  # fmt: skip
+
+
+def tower_fixture() -> dict[str, Any]:
+    """Rollout through a tower of a class token, tiles that also show padding, and the whole image."""
+    rng = np.random.default_rng(4)
+    views, tokens, blocks = 4, 8, 3
+    grids = np.array([[2, 3], [2, 3], [2, 3], [-1, -1]])
+    boxes = np.array([[0, -0.25, 0.5, 1.25], [0.5, -0.25, 1, 1.25], [0, 0, 1, 1], [0, 0, 0, 0]], np.float32)
+    parents = np.full((views, tokens), -1)
+    parents[0, 1:5], parents[1, 3:7], parents[2, 1:7] = 2, 3, [4, 4, 5, 5, 6, 6]
+    packed = np.zeros((blocks, views, tokens, tokens), np.uint8)
+    weights = rng.dirichlet(np.full(7, 0.5), (blocks * 3, 7))
+    packed[:, :3, :7, :7] = encode_maps(weights, causal=False).reshape(blocks, 3, 7, 7)
+    onto = rng.dirichlet(np.ones(9))
+    rolled = tower_rollout(onto, packed[::-1], parents)
+    picture = patch_picture(rolled[:, 1:], grids, boxes)
+    return {
+        "views": views, "tokens": tokens, "skipped": 1, "parents": parents.ravel().tolist(), "grids": grids.ravel().tolist(),
+        "boxes": boxes.ravel().tolist(), "packed": [text_of(block.tobytes()) for block in packed], "onto": onto.tolist(),
+        "rolled": rolled.ravel().tolist(), "grid": list(picture.shape), "picture": picture.ravel().tolist(),
     }  # fmt: skip
 
 

@@ -19,11 +19,11 @@ def table(browser: Browser) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def numbers(browser: Browser) -> dict[int, list[Row]]:
-    """Rows of tokens in order, by layer."""
+def numbers(browser: Browser, *, layered: bool = True) -> dict[int, list[Row]]:
+    """Rows of tokens in order, by layer; under 0 where there is one map for all layers."""
     out: dict[int, dict[int, Row]] = {}
     for row in table(browser):
-        out.setdefault(int(row["layer"]), {})[int(row["token"])] = row
+        out.setdefault(int(row["layer"]) if layered else 0, {})[int(row["token"])] = row
     return {layer: [by[k] for k in sorted(by)] for layer, by in out.items()}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stratascope.analysis import rollout_packed
+from stratascope.analysis import rollout_examples, rollout_packed
 from stratascope.analysis.flow import flow
 from stratascope.report.viewer import ViewServer, export_page, server
 from stratascope.store import ActivationStore, decode_maps
@@ -24,6 +24,7 @@ from tests.store.buckets import files
 from tests.store.hub_server import Repository, hub_server, hub_settings
 from tests.viewer.hosts import hosting
 from tests.viewer.numbers import numbers, weights
+from tests.viewer.viewer_stores import layout_of, write_store
 
 
 @contextmanager
@@ -105,6 +106,29 @@ def test_rollout_and_the_bound_of_flow_are_those_of_the_analysis(browser, small,
         np.testing.assert_allclose(weights(rolled[layer]), rollout_packed(packed)[layer], rtol=1e-12, atol=1e-16)
         np.testing.assert_allclose(weights(bounds[layer]), flow(maps, window=(layer, 6), tokens=()).bound, rtol=1e-9, atol=1e-13)
     assert "upper bound" in browser.text(".fact")
+
+
+@pytest.mark.slow
+def test_rollout_to_patches_and_gradient_rollout_are_those_of_the_analysis(browser, tmp_path):
+    arrays = ("attention_maps", "gradient_rollout", "vision_maps", "vision_parent", "vision_grid", "vision_box")
+    views = {"vision_blocks": 2, "vision_views": 3, "vision_tokens": 10, "vision_class_tokens": 1}
+    layout = layout_of(6, tokens=32, record={"attention_rows", *arrays}, **views)
+    store = ActivationStore.open(write_store(tmp_path / "towered.zarr", layout, 3, 3, blocks=[0]))
+    patches, relevance = rollout_examples(store, [2]), rollout_examples(store, [2], gradient=True)
+    with ViewServer(str(tmp_path / "towered.zarr")) as server:
+        browser.open(f"{server.address}#example=2&measure=patches")
+        browser.until(lambda: "most: row" in browser.text(".fact"))
+        picture = patches.onto_patches(0)
+        row, column = np.unravel_index(picture.argmax(), picture.shape)
+        assert f"most: row {row + 1}, column {column + 1}, {100 * picture.max():.3g}" in browser.text(".fact")
+        assert "over 3 by 6 image cells" in browser.js("return document.querySelector('canvas[aria-label]').ariaLabel")
+        (rows,) = numbers(browser, layered=False).values()
+        np.testing.assert_allclose(weights(rows), patches.values[0, 0, : len(rows)], rtol=1e-12)
+        browser.open(f"{server.address}#example=2&measure=relevance")
+        for layer, rows in numbers(browser).items():
+            expected = relevance.values[0, layer, : len(rows)]
+            np.testing.assert_allclose(weights(rows), expected / expected.sum(), rtol=1e-6)
+    assert browser.errors() == []
 
 
 @pytest.mark.slow

@@ -29,6 +29,16 @@ def test_a_click_on_a_token_shows_what_it_reads(browser, small, small_server):
     assert view["token"] == str(first)
     browser.until(lambda: f"read by token {first}" in browser.text(".tokens small"))
     assert browser.js("return document.querySelector(arguments[0]).getAttribute('aria-pressed')", chip) == "true"
+    (start, stop), (_, columns) = (int(k) for k in store.spans["image"][8]), (int(k) for k in store.grid[8])
+    row = maps[2][first, :tokens].astype(float)
+    names = [
+        f"image row {(k - start) // columns + 1}, column {(k - start) % columns + 1}" if start <= k < stop else word.replace("Ġ", "·")
+        for k, word in enumerate(store.tokens(8)[:tokens])
+    ]
+    told = [f"most: {names[row.argmax()]}, "]
+    row[start:stop] = -1
+    told += [f"{names[row.argmax()]}, "]
+    assert [part for part in told if part not in browser.text(".tokens small")] == [], browser.text(".tokens small")
     found = numbers(browser)
     assert sorted(found) == list(range(6))
     for layer, rows in found.items():

@@ -133,7 +133,25 @@ def block_of(layout: StoreLayout, known: dict[str, Any], block: int) -> dict[str
                 weights = rng.gamma(0.4, 1, (layers, t, t)) * np.tri(t) + 1e-4 * np.tri(t)
                 maps[i, :, :t, :t] = encode_maps(weights / weights.sum(-1, keepdims=True))
         out["attention_maps"] = maps
+    if "gradient_rollout" in layout.record:
+        relevance = rng.gamma(0.5, 1, (n, layers + 1, tokens))
+        out["gradient_rollout"] = np.where(inside[:, None], relevance, np.nan).astype(np.float32)
+    if "vision_maps" in layout.record:
+        out |= _tower_of(layout, known, members[known["has_map"][members]], rng)
     return out
+
+
+def _tower_of(layout: StoreLayout, known: dict[str, Any], members: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Two tiles over the left and the right half and a view of the whole image; each image token is made of a patch of every view."""
+    count, (rows, columns), tokens = len(members), known["grid"][0], layout.vision_tokens
+    maps = rng.dirichlet(np.full(tokens, 0.4), (count * layout.vision_blocks * 3, tokens))
+    parents = np.broadcast_to(np.concatenate([[-1], 4 + np.arange(rows * columns)]), (count, 3, tokens))
+    return {
+        "vision_maps": encode_maps(maps, causal=False).reshape(count, layout.vision_blocks, 3, tokens, tokens),
+        "vision_parent": parents.astype(np.int32),
+        "vision_grid": np.broadcast_to(np.array([rows, columns], np.int32), (count, 3, 2)),
+        "vision_box": np.broadcast_to(np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1], [0, 0, 1, 1]], np.float32), (count, 3, 4)),
+    }
 
 
 PLACES = ("left", "right", "on", "under")

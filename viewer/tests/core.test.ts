@@ -9,7 +9,7 @@ import { fromHalf } from "../src/bytes/half.ts";
 import { colourOf } from "../src/page/colour.ts";
 import { decodeMap } from "../src/store/packing.ts";
 import { PARTS, tokenParts, type Span } from "../src/store/parts.ts";
-import { flowBounds, rollout } from "../src/store/rollout.ts";
+import { enteringTower, flowBounds, patchPicture, rollout, throughBlock, type Tower } from "../src/store/rollout.ts";
 import { Store } from "../src/store/store.ts";
 import { DiskFiles } from "./disk.ts";
 
@@ -56,6 +56,17 @@ test("maps are unpacked as the format says", () => {
   close(maps.flatMap((map) => [...map]), decoded);
   for (const map of maps) for (let q = 0; q < tokens; q++) close([map.slice(q * tokens, (q + 1) * tokens).reduce((a, b) => a + b, 0)], [1]);
   assert.throws(() => decodeMap(new Uint8Array(4), 2, 2), { kind: "damaged" });
+});
+
+test("rollout through the vision tower and its picture are the analysis' own", () => {
+  const { views, tokens, skipped, parents, grids, boxes, packed, onto, rolled, grid, picture } = made.tower;
+  const tower: Tower = { views, tokens, skipped, parents: Int32Array.from(parents), grids: Int32Array.from(grids), boxes: Float32Array.from(boxes) };
+  const blocks = (packed as string[]).map((text) => new Uint8Array(Buffer.from(text, "base64")));
+  const shares = blocks.reduceRight((above, block) => throughBlock(above, block, tower), enteringTower(Float64Array.from(onto), tower));
+  close(shares, rolled);
+  const found = patchPicture(shares, tower);
+  assert.deepEqual(found.grid, grid);
+  close(found.weights, picture);
 });
 
 test("rollout is the analysis' own", () => {

@@ -11,12 +11,9 @@ from typing import Any, Protocol
 
 from stratascope.datasets.captions import Interval
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
+from stratascope.extract.families.image_tokens import NO_GRID, ImageRule, ImageTokens
 from stratascope.extract.families.model_families import FAMILIES, Family, ModelShape
 from stratascope.extract.model_files import ModelSource
-
-NO_GRID = (0, 0)
-"""Grid of an image whose tokens have no known place in it."""
 
 RECORDS = (
     "residual",
@@ -27,8 +24,9 @@ RECORDS = (
     "knockout",
     "vision_residual",
     "vision_output",
+    "vision_maps",
 )
-"""Arrays that can be saved for such types, the last two of those with a grid."""
+"""Arrays that can be saved for such types; `vision_residual` and `vision_output` of those with a grid, `vision_maps` of `PATCHED`."""
 
 RASTER = frozenset({
     "cohere_compass", "cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga",
@@ -42,6 +40,12 @@ RASTER = frozenset({
 
 MERGED_TOWERS = RASTER - {"muse_glimmer", "muse_spark", "paddleocr_vl", "video_llama_3"}
 """Types whose vision tower holds one list of patches, those of a cell together, so that its residual stream can be recorded."""
+
+PATCHED = frozenset({
+    "cosmos3_edge", "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "mistral3", "qwen3_5", "qwen3_5_moe",
+})  # fmt: skip
+"""Types whose image tokens are squares of patches of one view over the whole image, in raster order, and enter the decoder once: attention
+maps of their vision tower can be recorded."""
 
 REFUSED = {
     "blip": "its decoder attends to the image by cross-attention in every block",
@@ -72,8 +76,12 @@ BIDIRECTIONAL = frozenset({"gemma4_unified", "molmo2", "shieldgemma2"})
 """Types whose image tokens attend to later image tokens unless their configuration says otherwise, so that maps are not causal."""
 
 
-WHOLE_RERUNS = frozenset({"llama4"})
-"""Types whose last tokens cannot run alone, as knockouts do, because their attention is scaled by position."""
+WHOLE_RERUNS = frozenset({"blip-2", "llama4", "muse_glimmer", "muse_spark"})
+"""Types whose last tokens cannot run alone, as knockouts do: not all of their blocks have rotary embeddings of single tokens."""
+
+
+ONE_IMAGE = frozenset({"hunyuan_vl", "mllama"})
+"""Types without precomputed image features, or that number the images of a batch: a forward pass takes one image."""
 
 
 class ImageProbe(Protocol):
@@ -83,6 +91,9 @@ class ImageProbe(Protocol):
 
     def prepare(self, image: Any) -> Any:
         """Inputs of the model that belong to an image."""
+
+    def check_together(self, images: int) -> None:
+        """Refuse a processor that writes one of several images in another way than a single one, with InvalidInputError."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,12 @@ def family_of(source: ModelSource) -> Family:
     return FAMILIES.get(kind) or Family(_no_rule, -1, tower="merged" if kind in MERGED_TOWERS else None, causal=not together)
 
 
+def reruns_whole(source: ModelSource, shape: ModelShape) -> bool:
+    """Whether interventions rerun whole prompts, as the last tokens cannot run alone."""
+    mixed = shape.attention is not None and len(shape.attention) < shape.layers
+    return mixed or source.config.get("model_type") in WHOLE_RERUNS
+
+
 def _no_rule(source: ModelSource, family: Family) -> ImageRule:
     raise InvalidInputError(f"{source.name}: expected a family with a rule for image tokens, found {source.config.get('model_type')!r}")
 
@@ -194,8 +211,8 @@ def check_records(source: ModelSource, shape: ModelShape, record: Sequence[str],
         )
     if kind in WHOLE_RERUNS and "knockout" in record:
         raise InvalidInputError(
-            f"expected `record` without knockout for a model of the type {kind}, whose attention is scaled by position, found it; leave it "
-            "out"
+            f"expected `record` without knockout for a model of the type {kind}, whose last tokens cannot run alone, as not all of its "
+            "blocks have rotary embeddings, found it; leave it out"
         )
     if max_pixels is not None:
         raise InvalidInputError(

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from stratascope.datasets.boxes import Box
 from stratascope.datasets.captions import Interval
 from stratascope.errors import InvalidInputError
+
+NO_GRID = (0, 0)
+"""Grid of images whose tokens have no known place: of models without a rule, and of several images."""
+
+TILES = "image_tiles"
+"""A further span: image tokens outside the grid, with the markers between them."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class ImageTokens:
     """The part of the image that the grid covers, in pixels."""
     cut: tuple[int, ...]
     """Tiling or size that the processor reports, to compare with the plan during extraction."""
+    patches: tuple[int, int] | None = None
+    """(rows, columns) of patches of the vision tower over the whole image, of types without a rule; None where unknown."""
 
 
 @dataclass(frozen=True)
@@ -185,14 +193,14 @@ class AnyResolution(ImageRule):
 
     def tokens(self, width: int, height: int) -> ImageTokens:
         cells = self.side // self.patch
-        rows, columns = self._tiled(width, height)
+        rows, columns = self.tiled(width, height)
         base = cells**2
         runs = (base + rows * (columns + 1),)
         return ImageTokens(self.token, runs, (0, base), (cells, cells), whole(width, height), (height, width))
 
-    def _tiled(self, width: int, height: int) -> tuple[int, int]:
+    def tiled(self, width: int, height: int) -> tuple[int, int]:
         """Rows and columns of tile patches without padding."""
-        best = self._canvas(width, height)
+        best = self.canvas(width, height)
         cells = self.side // self.patch
         rows, columns = (side // self.side * cells for side in best)
         if width / height > columns / rows:
@@ -201,7 +209,7 @@ class AnyResolution(ImageRule):
             columns -= 2 * ((columns - int(round(width * (rows / height), 7))) // 2)
         return rows, columns
 
-    def _canvas(self, width: int, height: int) -> tuple[int, int]:
+    def canvas(self, width: int, height: int) -> tuple[int, int]:
         """The canvas that keeps most pixels, then wastes least."""
 
         def kept_and_wasted(canvas: tuple[int, int]) -> tuple[int, int]:
@@ -303,3 +311,37 @@ class CanvasTiles(ImageRule):
         n = self.cells**2
         text = f"{self.before}{self.token}{self.after}"
         return ImageTokens(text, (n * count,), (n * (count - 1), n * count), (self.cells, self.cells), whole(width, height), (count,))
+
+
+def image_spans(runs: Sequence[Interval], images: Sequence[ImageTokens], count: int) -> dict[str, Interval]:
+    """Spans of the last `count` images of a prompt, from the `runs` of image tokens of all its images.
+
+    One image has the spans `image` and, where there are tokens outside the grid, `image_tiles`; several have `image`, from the first token
+    of all to the last, and `image_1`, `image_2`, ..., which are what `image` is of one.
+    """
+    own, at = images[-count:], sum(len(image.runs) for image in images[:-count])
+    if count == 1:
+        return _image_spans(runs[at:], own[0])
+    spans = {"image": (runs[at][0], runs[-1][1])}
+    for number, image in enumerate(own, 1):
+        spans[f"image_{number}"] = _image_spans(runs[at : at + len(image.runs)], image)["image"]
+        at += len(image.runs)
+    return spans
+
+
+def _image_spans(runs: Sequence[Interval], image: ImageTokens) -> dict[str, Interval]:
+    """Spans of the cells and of the other image tokens, from the `runs` of all image tokens."""
+    a, b = image.cells
+    if image.grid == NO_GRID:
+        return {"image": (runs[0][0], runs[-1][1])}
+    assert b - a == image.grid[0] * image.grid[1], "there is one cell for each place of the grid"
+    if len(runs) == 1 and (a, b) == (0, runs[0][1] - runs[0][0]):
+        return {"image": runs[0]}
+    places = [place for first, last in runs for place in range(first, last)]
+    cells, others = places[a:b], places[:a] + places[b:]
+    assert cells[-1] + 1 - cells[0] == b - a, "cells are adjacent"
+    spans = {"image": (cells[0], cells[-1] + 1)}
+    if others:
+        spans[TILES] = (others[0], others[-1] + 1)
+        assert others[-1] < cells[0] or others[0] > cells[-1], "tiles are before or after the cells"
+    return spans

@@ -40,6 +40,8 @@ class ModelShape:
     """Blocks of the vision tower with full attention, counted from 0; the others use windows."""
     attention: tuple[int, ...] | None = None
     """Decoder blocks with softmax attention; None: all."""
+    vision_depth: int = 0
+    """Blocks of a vision tower whose attention can be captured, but not its residual stream."""
 
 
 Tower = Literal["merged", "first", "last"]

@@ -21,9 +21,9 @@ from stratascope.extract.imports.activation_sources import (
     ExampleFiles,
     LayerFiles,
     LensDatabase,
-    ParquetColumns,
     array_files,
 )
+from stratascope.extract.imports.column_files import ColumnFiles, column_files
 from stratascope.extract.imports.tensor_files import ENDINGS, layers_of, read_tensors
 from stratascope.extract.plan.store_contents import field_column
 from stratascope.store import RECORDED, STATUS_CODES, BlockWriter, StoreLayout, create_store
@@ -84,16 +84,16 @@ def import_activations(
     ----------
     source
         A folder of .npy, .npz, .safetensors or .pt files, one an example, named by its id, or one a layer; one such file with an array for
-        each layer; a Parquet file; or the SQLite database of vlm-lens.
+        each layer; a Parquet file, a folder of them, or a data set as `Dataset.save_to_disk` writes it; or the SQLite database of vlm-lens.
     out
         Store to create or to continue: a folder, or an address in a bucket.
     examples
         CSV or JSON lines with a column `id`, and any of `image`, `caption`, `relation`, `label` (0 or 1) and further columns, which probes
-        take as tasks. Needed unless the source is a Parquet file or a database. Files by layer have its order.
+        take as tasks. Needed unless the source has columns or is a database. Files by layer have its order.
     by
         Whether each file is an `example` or a `layer`; by default found by the names of the files.
     columns
-        Columns of the Parquet file: one, or one for each layer.
+        Columns of lists in Parquet files or a data set: one, or one for each layer.
     positions
         Names of the positions, in the order of the arrays.
     model
@@ -195,8 +195,10 @@ def _layout(examples: int, layers: tuple[int, ...], positions: tuple[str, ...], 
 def _opened(source: Path, given: pd.DataFrame | None, by: By | None, columns: tuple[str, ...]) -> ActivationSource:
     if source.is_dir():
         files = array_files(source)
+        if not files and (shards := column_files(source)):
+            return ColumnFiles(shards, columns)
         if not files:
-            raise InvalidInputError(f"{source}: expected files that end in {', '.join(ENDINGS)}, found none")
+            raise InvalidInputError(f"{source}: expected files that end in {', '.join((*ENDINGS, '.parquet'))}, or a data set, found none")
         if given is None:
             raise InvalidInputError(f"{source}: expected a table of the examples with their ids, found none; set `examples`")
         return _folder(source, files, [str(one) for one in given["id"]], by)
@@ -205,7 +207,7 @@ def _opened(source: Path, given: pd.DataFrame | None, by: By | None, columns: tu
     if source.suffix in _DATABASES:
         return LensDatabase(source)
     if source.suffix == ".parquet":
-        return ParquetColumns(source, columns)
+        return ColumnFiles([source], columns)
     if source.suffix not in ENDINGS:
         endings = ", ".join((*ENDINGS, ".parquet", *_DATABASES))
         raise InvalidInputError(f"{source}: expected a folder or a file that ends in {endings}, found another")
@@ -302,7 +304,7 @@ def _digests(source: Path) -> Mapping[str, str]:
     if source.is_file():
         return files_digest([source])
     total = hashlib.sha256()
-    for path in array_files(source):
+    for path in array_files(source) or column_files(source):
         with open(path, "rb") as file:
             total.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return {source.resolve().name: total.hexdigest()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from stratascope.errors import InvalidInputError
@@ -15,6 +16,9 @@ ANSWER_LOGITS = {"precision": "float32", "read_from": "final norm and unembeddin
 
 SUMMED = "log-probability of the answer's tokens after the prompt, summed"
 """`score` of the provenance where answers have several tokens: what `answer_logits` then holds."""
+
+ABSENT = float(np.finfo(np.float32).min)
+"""Stored score of a choice that an example does not offer: its probability is 0."""
 
 BLANKS = ("Ġ", "▁", " ")
 """How tokenizers write a leading space."""
@@ -86,3 +90,12 @@ def scored_rows(answers: tuple[tuple[int, ...], ...]) -> dict[tuple[int, ...], l
         row = next((each for each in rows if each[: len(needed)] == needed), needed)
         rows.setdefault(row, []).append(number)
     return {row: sorted(numbers) for row, numbers in rows.items()}
+
+
+def token_texts(tokenizer: Tokenizer, used: np.ndarray | None) -> dict[int, str]:
+    """Token id -> text with its leading space, for the ids `used` or the whole vocabulary."""
+    ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values()) if used is None else [int(t) for t in used]
+    texts = tokenizer.decode_batch([[t] for t in ids], skip_special_tokens=False)
+    blank = BLANKS[1]  # of SentencePiece; decoding a single token removes it
+    raw = [tokenizer.id_to_token(t) or "" for t in ids]
+    return {t: written.replace(blank, " ") if blank in written else text for t, written, text in zip(ids, raw, texts, strict=True)}

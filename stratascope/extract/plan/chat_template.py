@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stratascope.datasets.captions import Interval
+from stratascope.datasets.prompts import Shot
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.model_files import ModelSource
@@ -51,7 +52,7 @@ class PromptFormat(Protocol):
     """Dates that the chat template inserted; the prompt differs on another day."""
 
     def render(self, text: str) -> str:
-        """The prompt with the image placeholder."""
+        """The prompt with a placeholder for each image."""
 
     def processor_text(self, text: str) -> str:
         """Input of the family's own processor for the same prompt."""
@@ -68,7 +69,7 @@ class PromptFormat(Protocol):
 
 
 class PrefixFormat(PromptFormat):
-    """Prompt of PaliGemma: image, beginning-of-text token, the user's text, a line feed; no turns.
+    """Prompt of PaliGemma: images, beginning-of-text token, the user's text, a line feed; no turns.
 
     Raises
     ------
@@ -82,16 +83,16 @@ class PrefixFormat(PromptFormat):
     dates: frozenset[str] = frozenset()
     around = None
 
-    def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
+    def __init__(self, source: ModelSource, placeholder: str, system: str | None, images: int = 1) -> None:
         if system:
             raise InvalidInputError(f"expected no `system` for {source.name}, whose prompts are a prefix without turns, found {system!r}")
-        self.placeholder, self._begin = placeholder, source.named_token("bos_token", "<bos>")
+        self.placeholder, self._images, self._begin = placeholder, placeholder * images, source.named_token("bos_token", "<bos>")
 
     def render(self, text: str) -> str:
-        return f"{self.placeholder}{self._begin}{text}\n"
+        return f"{self._images}{self._begin}{text}\n"
 
     def processor_text(self, text: str) -> str:
-        return f"{self.placeholder}{text}"
+        return f"{self._images}{text}"
 
     def is_plain(self, text: str) -> bool:
         return False
@@ -101,7 +102,7 @@ class PrefixFormat(PromptFormat):
 
 
 class ChatFormat(PromptFormat):
-    """Optional system turn, a user turn with an image and a text, and the start of the model's turn.
+    """Optional system turn, few-shot turns, a user turn with images and a text, and the start of the model's turn.
 
     Parameters
     ----------
@@ -113,6 +114,10 @@ class ChatFormat(PromptFormat):
         Text of the system turn; None leaves it to the template, and an empty text leaves it out.
     image_after
         Whether the image follows the text in the user's turn.
+    images
+        Number of images in the last of the user's turns.
+    shots
+        Earlier turns of user and model.
 
     Raises
     ------
@@ -121,11 +126,22 @@ class ChatFormat(PromptFormat):
         turned off.
     """
 
-    def __init__(self, source: ModelSource, placeholder: str | None, system: str | None, *, image_after: bool = False) -> None:
-        self._source, self._system, self._image_after = source, system, image_after
+    def __init__(
+        self,
+        source: ModelSource,
+        placeholder: str | None,
+        system: str | None,
+        *,
+        image_after: bool = False,
+        images: int = 1,
+        shots: Sequence[Shot] = (),
+    ) -> None:
+        self._source, self.system, self._image_after = source, system, image_after
+        self._images, self._shots = 1, tuple[Shot, ...]()
         self.dates = frozenset()
         self.template_options = self._without_thinking()
         self.placeholder = self._written_image() if placeholder is None else placeholder
+        self._images, self._shots = images, tuple(shots)
         self.answer_gap = self._examined_gap()
         begin = source.named_token("bos_token")
         self.adds_special = not (begin and self.render("x").startswith(begin))
@@ -194,14 +210,17 @@ class ChatFormat(PromptFormat):
 
     def conversation(self, text: str) -> list[dict[str, Any]]:
         """Messages of the chat template."""
-        content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": text}]
-        user = {"role": "user", "content": content[::-1] if self._image_after else content}
-        if not self._system:
-            return [user]
-        return [{"role": "system", "content": [{"type": "text", "text": self._system}]}, user]
+        turns = [{"role": "system", "content": [_text(self.system)]}] if self.system else []
+        for shot in self._shots:
+            turns += [self._user(len(shot.images), shot.text), {"role": "assistant", "content": [_text(shot.answer)]}]
+        return [*turns, self._user(self._images, text)]
+
+    def _user(self, images: int, text: str) -> dict[str, Any]:
+        content = [_text(text), *({"type": "image"},) * images]
+        return {"role": "user", "content": content if self._image_after else [*content[1:], content[0]]}
 
     def render(self, text: str) -> str:
-        """The prompt with the image placeholder; InvalidInputError if it does not occur exactly once."""
+        """The prompt with a placeholder for each image; InvalidInputError if there are not as many as images."""
         if self.around is not None and self.is_plain(text):
             return f"{self.around[0]}{text}{self.around[1]}"
         return self._rendered(text)
@@ -211,9 +230,11 @@ class ChatFormat(PromptFormat):
 
     def _rendered(self, text: str) -> str:
         rendered = self._apply_template(self.conversation(text), True)
-        if rendered.count(self.placeholder) != 1:
+        expected = self._images + sum(len(shot.images) for shot in self._shots)
+        wanted = "one" if expected == 1 else str(expected)
+        if rendered.count(self.placeholder) != expected:
             raise InvalidInputError(
-                f"{self._source.name}: expected its chat template to place one {self.placeholder}, found "
+                f"{self._source.name}: expected its chat template to place {wanted} {self.placeholder}, found "
                 f"{rendered.count(self.placeholder)} in {rendered!r}"
             )
         return rendered
@@ -223,8 +244,8 @@ class ChatFormat(PromptFormat):
     @cached_property
     def around(self) -> tuple[str, str] | None:
         """Text that the template adds before and after a plain text; None if it changes the text."""
-        (before, found, after), other = self._rendered(_ASKED).partition(_ASKED), self._rendered(_OTHER)
-        return (before, after) if found and _ASKED not in after and other == f"{before}{_OTHER}{after}" else None
+        (before, found, after), other = self._rendered(_ASKED).rpartition(_ASKED), self._rendered(_OTHER)
+        return (before, after) if found and other == f"{before}{_OTHER}{after}" else None
 
     def _apply_template(self, messages: list[dict[str, Any]], open_turn: bool) -> str:
         special = {role: self._source.named_token(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
@@ -232,8 +253,9 @@ class ChatFormat(PromptFormat):
         try:
             rendered = str(self._template.render(messages=messages, add_generation_prompt=open_turn, **known, **self.template_options))
         except TemplateError as error:
-            raise InvalidInputError(f"{self._source.name}: its chat template refuses one user turn with an image: {error}") from error
-        if self._system == "" and rendered.startswith(_CHATML_SYSTEM):  # the default of the template, which has no option to omit it
+            asked = "the few-shot turns" if self._shots else "one user turn with an image"
+            raise InvalidInputError(f"{self._source.name}: its chat template refuses {asked}: {error}") from error
+        if self.system == "" and rendered.startswith(_CHATML_SYSTEM):  # the default of the template, which has no option to omit it
             rendered = rendered[rendered.index(_CHATML_END) + len(_CHATML_END) :].removeprefix("\n")
         return rendered
 
@@ -241,7 +263,7 @@ class ChatFormat(PromptFormat):
         """Whitespace before the answer; checks that the prompt ends at the start of the answer."""
         asked = self.conversation(_ASKED)
         opened, closed = self._apply_template(asked, True), self._apply_template(asked, False)
-        answered = self._apply_template([*asked, {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}], False)
+        answered = self._apply_template([*asked, {"role": "assistant", "content": [_text(_ANSWER)]}], False)
         rest = answered[len(opened) :] if answered.startswith(opened) else ""
         gap, found, _ = rest.partition(_ANSWER)
         ended = not opened.rstrip().endswith(_ASKED)
@@ -257,31 +279,43 @@ class ChatFormat(PromptFormat):
     def system_interval(self, rendered: str) -> Interval | None:
         if rendered.startswith(_CHATML_SYSTEM):
             return len(_CHATML_SYSTEM), rendered.index(_CHATML_END)
-        if not self._system or (start := rendered.find(self._system.strip())) < 0:
+        if not self.system or (start := rendered.find(self.system.strip())) < 0:
             return None
-        return start, start + len(self._system.strip())
+        return start, start + len(self.system.strip())
 
 
-def prompt_format(source: ModelSource, placeholder: str, system: str | None, *, image_after: bool = False) -> PromptFormat:
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def prompt_format(
+    source: ModelSource,
+    placeholder: str,
+    system: str | None,
+    *,
+    image_after: bool = False,
+    images: int = 1,
+    shots: Sequence[Shot] = (),
+) -> PromptFormat:
     """The format of a model's prompts.
 
     Parameters
     ----------
-    source, placeholder, system
+    source, placeholder, system, image_after, images, shots
         See `ChatFormat`.
-    image_after
-        Whether the image follows the text.
 
     Raises
     ------
     InvalidInputError
-        See `ChatFormat`; or for an image after the text in a prompt without turns.
+        See `ChatFormat`; or for an image after the text, or few-shot turns, in a prompt without turns.
     """
     if not family_of(source).prefix:
-        return ChatFormat(source, placeholder, system, image_after=image_after)
+        return ChatFormat(source, placeholder, system, image_after=image_after, images=images, shots=shots)
+    if shots:
+        raise InvalidInputError(f"expected no shots in the prompt for {source.name}, whose prompts are a prefix without turns, found them")
     if image_after:
         raise InvalidInputError(f"expected the image before the text for {source.name}, whose prompts begin with it, found it after")
-    return PrefixFormat(source, placeholder, system)
+    return PrefixFormat(source, placeholder, system, images)
 
 
 class _Generation(Extension):

@@ -14,18 +14,21 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
+from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.families.model_families import ModelShape
+from stratascope.extract.families.tower_views import TowerViews
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
 from stratascope.extract.plan.knockout_plan import MODES, Knockouts, computed_tokens, masked_tokens
+from stratascope.extract.plan.published_models import PublishedModel
 from stratascope.extract.plan.readout_words import readout_words
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout, estimate_sizes
-from stratascope.store.format.arrays import generated_number
-from stratascope.store.format.prompt_parts import grouped_cells
+from stratascope.store.format.generated_positions import generated_number
+from stratascope.store.format.prompt_parts import IMAGE_POSITION, grouped_cells
 
 THUMBNAIL_SAMPLE = 16
 """Images from which the size of all thumbnails is estimated."""
@@ -49,7 +52,7 @@ class ExtractionPlan:
     tokenizer: PromptTokenizer
     examples: list[Example]
     shown: list[str]
-    """Image that the model sees for each example; differs from its own under `shuffled-image`."""
+    """Image that the model sees for each example, the first one of several; differs from its own under `shuffled-image`."""
     facts: Mapping[str, ImageFacts]
     alignments: Mapping[str, BoxAlignment]
     """Alignment of the boxes of each image; empty without boxes."""
@@ -64,6 +67,10 @@ class ExtractionPlan:
     """None without knockouts."""
     store: StoreLayout
     provenance: dict[str, Any]
+    further: Sequence[tuple[str, ...]] = ()
+    """Images after the first one that the model sees for each example; empty where examples have one."""
+    tower: TowerViews | None = None
+    """Views of the vision tower; None if its attention maps are not saved."""
 
     def __repr__(self) -> str:
         arrays = ", ".join(sorted(self.store.record))
@@ -71,8 +78,19 @@ class ExtractionPlan:
 
     @cached_property
     def failed(self) -> dict[int, str]:
-        """Example number -> why its image is unusable."""
-        return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
+        """Example number -> why an image of it is unusable."""
+        problems = {name: fact.problem for name, fact in self.facts.items() if fact.problem}
+        found = {k: [problems[name] for name in self.images_of(k) if name in problems] for k in range(len(self.shown) if problems else 0)}
+        return {k: each[0] for k, each in found.items() if each}
+
+    @cached_property
+    def shots(self) -> tuple[str, ...]:
+        """Images of the prompt's few-shot turns, which every example has."""
+        return tuple(name for shot in self.prompt.shots for name in shot.images)
+
+    def images_of(self, example: int) -> tuple[str, ...]:
+        """All images that the model sees for an example, in the order of the prompt: few-shot images, then its own."""
+        return (*self.shots, self.shown[example], *(self.further[example] if self.further else ()))
 
     @property
     def device(self) -> str:
@@ -125,6 +143,8 @@ class ExtractionPlan:
             return np.array([len(layout.ids) - 1])
         if position == "image":
             return np.arange(*layout.spans["image"])
+        if IMAGE_POSITION.fullmatch(position):
+            return np.arange(*layout.spans[position])
         if position in TEXT_POSITIONS:
             span = layout.spans.get(position)
             return None if span is None else np.array([span[1] - 1])
@@ -143,7 +163,7 @@ class ExtractionPlan:
         return layout.spans["image"][0] + cells_in_box(box, view_size(layout.view), layout.grid)
 
     def file_size(self, example: int) -> tuple[int, int]:
-        """(width, height) in pixels of the image that the model sees for an example."""
+        """(width, height) in pixels of the image that the model sees for an example, the first one of several."""
         fact = self.facts[self.shown[example]]
         return fact.width, fact.height
 
@@ -242,7 +262,7 @@ class ExtractionPlan:
         examples = range(len(self.examples))
         columns = []
         for position in self.store.positions:
-            if position in ("final", "image") or generated_number(position) is not None:
+            if position in ("final", "image") or IMAGE_POSITION.fullmatch(position) or generated_number(position) is not None:
                 columns.append([True] * len(examples))
             elif position in TEXT_POSITIONS:
                 columns.append([position in layout.spans for layout in self.layouts])
@@ -268,7 +288,7 @@ class ExtractionPlan:
     @cached_property
     def estimate(self) -> pd.DataFrame:
         """Bytes by array, raw and on disk, see `StoreLayout.estimate`; thumbnails are estimated from a few images."""
-        words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
+        words = self.source.vocabulary_size if "top_tokens" in self.store.record else 0
         knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
         return estimate_sizes(
             self.store,
@@ -280,6 +300,7 @@ class ExtractionPlan:
             knocked,
             self.patch_counts,
             len(self.readout_words),
+            None if self.tower is None else self.tower.weights(map(self.file_size, range(len(self.examples))), self.has_map),
         )
 
     def _sample_thumbnails(self) -> np.ndarray | None:
@@ -295,8 +316,17 @@ class ExtractionPlan:
         """Whether the weights are available on this machine; untrained models need none."""
         return self.settings.untrained is not None or self.source.weights_here
 
+    def check_files(self) -> None:
+        """Raise InvalidInputError if the plan was made without the model's files."""
+        if isinstance(self.source, PublishedModel):
+            raise InvalidInputError(
+                f"{self.source.name}: expected the model's files, found a plan {self.source.note}; plan again where the Hub can be "
+                "reached, or set `model` to a folder"
+            )
+
     def with_weights(self) -> ExtractionPlan:
         """The same plan after downloading the weights of a Hub model."""
         if self.weights_here:
             return self
+        self.check_files()
         return replace(self, source=resolve_model(self.settings.model, revision=self.source.revision, weights=True))

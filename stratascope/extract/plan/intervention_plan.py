@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,14 +13,17 @@ import numpy as np
 
 from stratascope.datasets.own_prompts import stored_prompt
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
-from stratascope.extract.families.general_family import family_of
+from stratascope.extract.families.general_family import ONE_IMAGE, family_of, reruns_whole
 from stratascope.extract.model_files import QUANTIZE, on_loading
+from stratascope.extract.plan.answer_tokens import scored_rows
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
-from stratascope.store.format.arrays import generated_number
+from stratascope.store.format.generated_positions import generated_number
 from stratascope.store.format.provenance import differences
 
+BATCH_TOKENS = 8192
+"""Tokens of variants in a forward pass, at most."""
 COMPARED = ("model", "processor", "prompt", "data", "condition", "seed", "answer_logits")
 """Parts of the provenance that must be those of the store; what was saved besides may differ."""
 _MACHINE = ("model.device", "model.device_map", "model.hardware", "model.attention")
@@ -56,19 +60,9 @@ def settings_of_store(
     Raises
     ------
     InvalidInputError
-        If the data cannot be found, the provenance does not name the model, or some of its blocks have no softmax attention.
+        If the data cannot be found, or the provenance does not name the model.
     """
-    if store.layout.softmax_layers:
-        raise InvalidInputError(
-            f"{store.name}: expected softmax attention in all blocks, found blocks without it: an edit of one token cannot be rerun from "
-            "there on through linear attention; use another model"
-        )
     provenance = store.provenance
-    if (provenance.get("answer_logits") or {}).get("score"):
-        raise InvalidInputError(
-            f"{store.name}: expected answers of one token each, whose logits an intervention changes, found answers that are scored by "
-            "several tokens; extract with other answer words"
-        )
     held, prompt = provenance.get("model"), provenance.get("prompt") or {}
     if not isinstance(held, Mapping) or not held.get("name"):
         raise InvalidInputError(f"{store.name}: expected a store whose provenance names its model, found none; extract again")
@@ -139,7 +133,8 @@ def check_same_extraction(plan: ExtractionPlan, store: ActivationStore) -> None:
     ProvenanceMismatchError
         Naming every field that differs, with both values.
     """
-    held, now = ({name: p.get(name) for name in COMPARED} for p in (store.provenance, plan.provenance))
+    # as a store holds it: tuples are lists
+    held, now = (json.loads(json.dumps({name: p.get(name) for name in COMPARED})) for p in (store.provenance, plan.provenance))
     found = {
         name: pair
         for name, pair in differences(held, now, ignore=()).items()
@@ -160,8 +155,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:12]}..."
 
 
+def reruns_whole_prompts(plan: ExtractionPlan) -> bool:
+    """Whether variants are whole prompts, as some blocks keep another state than keys and values, or take no positions of single tokens."""
+    return reruns_whole(plan.source, plan.shape)
+
+
 def tail_length(plan: ExtractionPlan, example: int, positions: Sequence[str]) -> int | None:
-    """Tokens from the first one that an edit at positions changes, directly or through later tokens, to the last.
+    """Tokens of the prompt from the first one that an edit at positions changes, directly or through later tokens, to the last.
 
     Parameters
     ----------
@@ -175,21 +175,30 @@ def tail_length(plan: ExtractionPlan, example: int, positions: Sequence[str]) ->
     Returns
     -------
     int or None
-        None if the example lacks one of them.
+        All of the prompt where variants are whole prompts; None if the example lacks one of the positions.
     """
     tokens = [plan.position_tokens(example, name) for name in positions]
     if any(found is None or not len(found) for found in tokens):
         return None
     layout, family = plan.layouts[example], family_of(plan.source)
     length, first = len(layout.ids), min(int(found.min()) for found in tokens if found is not None)
+    if reruns_whole_prompts(plan):
+        return length
     start, stop = (0, 0) if family.causal else (0, length) if family.prefix else layout.spans["image"]
     return length - (start if start <= first < stop else first)
 
 
-def bare_passes(plan: ExtractionPlan, examples: Sequence[int], reruns: Sequence[tuple[Sequence[str], int]], slots: int) -> float:
+def bare_passes(
+    plan: ExtractionPlan,
+    examples: Sequence[int],
+    reruns: Sequence[tuple[Sequence[str], int]],
+    slots: int,
+    batch_tokens: int = BATCH_TOKENS,
+) -> float:
     """Computed tokens times blocks of all variants of an example, as forward passes over its prompt; mean over examples.
 
-    Includes the unedited pass, and the unedited rerun of each position and window that variants are compared with.
+    Includes the unedited pass, and the unedited rerun of each position and window that variants are compared with. Answers of several
+    tokens are run once for each text that they need behind the prompt. A variant that is a whole prompt runs all blocks.
 
     Parameters
     ----------
@@ -201,14 +210,23 @@ def bare_passes(plan: ExtractionPlan, examples: Sequence[int], reruns: Sequence[
         Positions that are changed together, and the first layer, of each position and window.
     slots
         Variants of each.
+    batch_tokens
+        Tokens in a forward pass, at most: each pass over whole prompts has an unedited row.
     """
-    blocks, total = plan.shape.layers, 0.0
+    blocks, total, whole = plan.shape.layers, 0.0, reruns_whole_prompts(plan)
     depths: dict[tuple[str, ...], int] = {}
     for part, first in reruns:
-        depths[tuple(part)] = depths.get(tuple(part), 0) + blocks - first
+        depths[tuple(part)] = depths.get(tuple(part), 0) + (blocks if whole else blocks - first)
     for example in examples:
-        tails = sum((tail_length(plan, example, part) or 0) * depth for part, depth in depths.items())
-        total += 1 + tails * (slots + 1) / (len(plan.layouts[example].ids) * blocks)
+        length = len(plan.layouts[example].ids)
+        tails = {part: tail_length(plan, example, part) for part in depths}
+        total += 1
+        for behind in scored_rows(plan.tokenizer.answers(plan.examples[example])) if plan.tokenizer.scored else ((),):
+            ran = length + len(behind)
+            unedited = max(1.0, slots / max(1, batch_tokens // ran - 1)) if whole else 1.0
+            unedited = 0.0 if whole and plan.source.config.get("model_type") in ONE_IMAGE else unedited  # that is the unedited pass
+            computed = sum((tail + len(behind)) * depths[part] for part, tail in tails.items() if tail is not None)
+            total += (computed * (slots + unedited) / blocks + (ran if behind else 0)) / length
     return total / max(len(examples), 1)
 
 
@@ -225,7 +243,7 @@ def later_cost(plan: ExtractionPlan, variants: int, examples: int | None) -> str
         How many are changed; None: all.
     """
     known = np.flatnonzero([k not in plan.failed for k in range(len(plan.examples))])
-    if not len(known) or "residual" not in plan.store.record or plan.store.softmax_layers:
+    if not len(known) or "residual" not in plan.store.record:
         return ""
     count = len(known) if examples is None else min(examples, len(known))
     chosen = known[np.arange(count) * len(known) // count].tolist()

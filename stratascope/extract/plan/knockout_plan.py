@@ -10,7 +10,7 @@ import numpy as np
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.token_layout import TokenLayout
-from stratascope.store.format.prompt_parts import JOINED, PARTS, READERS, grouped_cells, token_parts
+from stratascope.store.format.prompt_parts import IMAGE_POSITION, JOINED, PARTS, READERS, grouped_cells, token_parts
 
 MODES = ("final", "later")
 """Modes that are measured by default: a target is masked for the final token, or for all later tokens outside the target."""
@@ -89,6 +89,7 @@ def masked_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray], *, joine
     targets = {name: np.flatnonzero(part == k) for k, name in enumerate(PARTS)}
     if joined:
         targets |= {name: np.arange(*layout.spans[name]) for name in JOINED if name in layout.spans}
+    targets |= {name: np.arange(*span) for name, span in layout.spans.items() if IMAGE_POSITION.fullmatch(name)}
     targets |= boxes
     targets |= {name: layout.spans["image"][0] + cells for name, cells in grouped_cells(*layout.grid).items()}
     within = {name: tokens[tokens != length - 1] for name, tokens in targets.items()}
@@ -96,9 +97,10 @@ def masked_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray], *, joine
 
 
 def ordered_targets(found: set[str]) -> tuple[str, ...]:
-    """Sort targets: parts, whole spans, boxes, then cells row by row."""
+    """Sort targets: parts, whole spans, single images, boxes, then cells row by row."""
     cells = sorted((name for name in found if name.startswith("cell_")), key=lambda name: tuple(map(int, name.split("_")[1:])))
-    return (*(name for name in (*PARTS, *JOINED, "subject_box", "object_box") if name in found), *cells)
+    images = sorted((name for name in found if IMAGE_POSITION.fullmatch(name)), key=lambda name: int(name.removeprefix("image_")))
+    return (*(name for name in (*PARTS, *JOINED, *images, "subject_box", "object_box") if name in found), *cells)
 
 
 def reading_tokens(mode: str, target: np.ndarray, length: int, groups: Mapping[str, np.ndarray]) -> np.ndarray:

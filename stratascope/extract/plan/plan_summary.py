@@ -6,13 +6,17 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from stratascope.extract.families.image_tokens import TILES
 from stratascope.extract.model_files import QUANTIZE
+from stratascope.extract.plan.answer_tokens import token_texts
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
-from stratascope.extract.plan.token_layout import TILES, token_texts
+from stratascope.extract.plan.published_models import PublishedModel
+from stratascope.extract.plan.token_layout import TokenLayout
 from stratascope.extract.plan.unknown_words import vocabulary_notes
 from stratascope.extract.plan.weights_memory import weight_bytes
+from stratascope.store.format.prompt_parts import IMAGE_POSITION
 from stratascope.store.io.overview import bytes_text
 
 SPAN_COLOURS = {
@@ -37,18 +41,20 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     model = plan.provenance["model"]
     drawn = plan.settings.untrained
     assumed = plan.settings.device == "auto" and find_spec("torch") is None
-    cells = np.array([tokens.grid[0] * tokens.grid[1] for tokens in plan.layouts])
+    cells = np.array([image_tokens(tokens) for tokens in plan.layouts])
     lines = [
         f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} decoder blocks, hidden size {plan.shape.hidden}, "
         f"{plan.shape.heads} heads; "
         f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
         + ("; device assumed, because torch is not installed (`device`)" if assumed else ""),
+        *_origin(plan),
         *_weights(plan),
         f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers " + _answers(plan),
         *(f"           {line}" for line in [unanswered(plan), _without_thinking(plan)] if line),
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
-        f"image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
+        f"image{'s' if plan.further else ''} {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
+        *_shots(plan),
         *vocabulary_notes(plan),
         *image_notes(plan),
         *_beyond_cells(plan),
@@ -57,6 +63,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         *_estimates(plan),
         *_generated(plan),
         *_patches(plan),
+        *_vision_maps(plan),
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
     ]
@@ -81,10 +88,25 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     return "\n".join(lines)
 
 
+def image_tokens(layout: TokenLayout) -> int:
+    """Number of image tokens with a place in an image, or of all tokens of several images."""
+    numbered = [b - a for name, (a, b) in layout.spans.items() if IMAGE_POSITION.fullmatch(name)]
+    return sum(numbered) or layout.grid[0] * layout.grid[1]
+
+
+def _shots(plan: ExtractionPlan) -> list[str]:
+    """Few-shot turns of the prompt."""
+    count, images = len(plan.prompt.shots), len(plan.shots)
+    lines = f"shots      {count} with {images} image{'' if images == 1 else 's'}, in the tokens of every example and of the part template"
+    return [lines] if count else []
+
+
 def _answers(plan: ExtractionPlan) -> str:
     held = plan.tokenizer.answer_tokens
     if not held:
         return "each question's options, scored by summed log-probability"
+    if isinstance(plan.source, PublishedModel):
+        return ", ".join(map(repr, held))
     texts = [f"{c!r} = token{'s' if len(tokens) > 1 else ''} {' '.join(map(str, tokens))}" for c, tokens in held.items()]
     return ", ".join(texts) + ("; scored by summed log-probability" if plan.tokenizer.scored else "")
 
@@ -174,10 +196,20 @@ def _knockouts(plan: ExtractionPlan) -> list[str]:
 
 def _estimates(plan: ExtractionPlan) -> list[str]:
     """Cost of the backward passes."""
-    if not plan.store.record & {"hiding_estimate", "gradient_rollout"}:
+    if not plan.store.record & {"hiding_estimate", "gradient_rollout", "gradient_maps"}:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
+    ]
+
+
+def _origin(plan: ExtractionPlan) -> list[str]:
+    """Says that the numbers come from a bundled description, if so, and which of them are estimates."""
+    if not isinstance(plan.source, PublishedModel):
+        return []
+    return [
+        f"           {plan.source.note}",
+        "           sizes and image tokens as published; text tokens ESTIMATED as one for each word, digit and punctuation mark",
     ]
 
 
@@ -224,6 +256,20 @@ def _patches(plan: ExtractionPlan) -> list[str]:
     ]
 
 
+def _vision_maps(plan: ExtractionPlan) -> list[str]:
+    """Size of the vision tower's maps, and what a shard block of them takes in memory."""
+    store = plan.store
+    if plan.tower is None:
+        return []
+    most = max(int(plan.has_map[start : start + store.block].sum()) for start in range(0, len(plan.has_map), store.block))
+    memory = most * store.vision_blocks * store.vision_views * store.vision_tokens**2
+    return [
+        f"vision     attention maps of {plan.has_map.sum():,} examples in {store.vision_blocks} blocks of the vision tower, at most "
+        f"{store.vision_views} views of {store.vision_tokens:,} tokens: a shard takes up to {bytes_text(memory)} of the host's memory "
+        "(less with `maps`, `block`)"
+    ]
+
+
 def _beyond_cells(plan: ExtractionPlan) -> list[str]:
     """Image tokens outside the grid, and images that the grid covers only in part."""
     tiles = [b - a for tokens in plan.layouts for a, b in [tokens.spans.get(TILES, (0, 0))]]
@@ -243,17 +289,24 @@ def example_tokens(plan: ExtractionPlan, example: int) -> str:
     """Tokens of one example, separated by |; spans in brackets with their name, image tokens as a count."""
     layout = plan.layouts[example]
     texts = token_texts(plan.tokenizer.tokenizer, np.unique(layout.ids))
-    starts = {layout.spans[name][0]: name for name in SPAN_COLOURS if name in layout.spans}
+    numbered = [name for name in layout.spans if IMAGE_POSITION.fullmatch(name)]
+    marked = [*numbered, *(name for name in SPAN_COLOURS if name in layout.spans and not (numbered and name == "image"))]
+    starts = {layout.spans[name][0]: name for name in marked}
     pieces: list[str] = []
     k = 0
     while k < len(layout.ids):
         name = starts.get(k)
         a, b = layout.spans[name] if name else (k, k + 1)
+        if name is None and layout.ids[k] == plan.tokenizer.image_id:  # of a few-shot turn
+            b = k + int(np.argmax(np.append(layout.ids[k:] != plan.tokenizer.image_id, True)))
+            pieces.append(f"[{b - a} image tokens]")
+            k = b
+            continue
         text = "|".join(texts[int(t)] for t in layout.ids[a:b]).replace("\n", "\\n")
         if name == "image":
             rows, columns = layout.grid
             text = f"{b - a} tokens, {rows} rows x {columns} columns"
-        elif name == TILES:
+        elif name == TILES or name in numbered:
             text = f"{b - a} tokens"
         pieces.append(f"[{name}: {text.strip()}]" if name else text)
         k = b

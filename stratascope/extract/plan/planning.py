@@ -12,30 +12,33 @@ import numpy as np
 from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
-from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.prompts import Prompt
 from stratascope.datasets.question_rows import shuffled_options
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import (
-    NO_GRID,
     GeneralLoader,
     GeneralModel,
     check_cells,
     check_records,
     is_general,
 )
-from stratascope.extract.families.image_tokens import ImageRule, PatchGrid
+from stratascope.extract.families.image_tokens import NO_GRID, TILES, ImageRule, PatchGrid
 from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
-from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization, resolve_model
+from stratascope.extract.families.tower_views import TowerViews
+from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization
 from stratascope.extract.plan.answer_tokens import ANSWER_LOGITS, SUMMED, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.generated_answers import end_of_turn, generation_provenance
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
-from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
+from stratascope.extract.plan.images import images_digest, shown_images
 from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
 from stratascope.extract.plan.positions import saved_positions, vision_positions
-from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings
-from stratascope.extract.plan.token_layout import SPANS, TILES, PromptTokenizer, TokenLayout
+from stratascope.extract.plan.prompt_layouts import check_shots, check_single_images, image_facts, planned_layouts
+from stratascope.extract.plan.published_models import PublishedModel, model_to_plan
+from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings, with_companions
+from stratascope.extract.plan.token_layout import SPANS, PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout
+from stratascope.store.format.prompt_parts import numbered_images
 from stratascope.store.io.offered_choices import OPTIONS
 
 DEFAULT_PATCH_LAYERS = 5
@@ -88,7 +91,7 @@ def build_plan(
         If the model is on the Hub and the `extract` extra is not installed.
     """
     trained = settings.untrained is None
-    source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
+    source = model_to_plan(settings.model, revision=settings.revision, weights=weights and trained)
     check_weight_form(source, quantize=settings.quantize, untrained=not trained)
     system = settings.asked.system if settings.system is None else settings.system
     general = load_general(source, system) if is_general(source) else None
@@ -99,19 +102,29 @@ def build_plan(
     examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
     if settings.shuffle_options is not None:
         examples = [shuffled_options(example, settings.shuffle_options, prompt.last) for example in examples]
-    tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system)
-    names = [example.image for example in examples]
-    shown = shown_images(names, settings.condition, settings.seed)
-    if settings.image_size is not None:
-        facts = stated_images(names, *settings.image_size)
-    else:
-        facts = inspect_images(settings.image_path(""), names, strict=settings.strict, progress=progress)
-    layouts = _layouts(tokenizer, examples, shown, facts, settings, progress)
-    if any(layout.grid == NO_GRID for layout in layouts):
+    images = len(examples[0].images)
+    if images > 1:
+        check_single_images(images, _requests_of_cells(settings) | {"condition": [settings.condition]})
+    shots = [name for shot in prompt.shots for name in shot.images]
+    if general is not None and images + len(shots) > 1:
+        general.rule.probe.check_together(images + len(shots))
+    if isinstance(source, PublishedModel):
+        source = source.with_texts(_texts(prompt.for_examples(examples), examples, system))
+    context = image_facts(settings, shots, strict=True)
+    shot_sizes = [(context[name].width, context[name].height) for name in shots]
+    tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system, images, shot_sizes)
+    names = [name for example in examples for name in example.images]
+    seen = shown_images(names, settings.condition, settings.seed)
+    shown, further = seen[::images], [tuple(seen[k + 1 : k + images]) for k in range(0, len(seen), images)]
+    facts = image_facts(settings, names, strict=settings.strict, progress=progress)
+    check_shots(settings, examples, facts, context)
+    facts |= context
+    layouts = planned_layouts(tokenizer, examples, [(a, *rest) for a, rest in zip(shown, further, strict=True)], facts, settings, progress)
+    if images == 1 and any(layout.grid == NO_GRID for layout in layouts):
         check_cells(source, _requests_of_cells(settings))
     unusable = [fact.problem for fact in facts.values() if fact.problem]
-    if len(unusable) == len(facts):
-        raise InvalidInputError(f"expected at least one readable image, found none of {len(facts):,}: {unusable[0]}")
+    if len(unusable) == len(facts) - len(context):
+        raise InvalidInputError(f"expected at least one readable image, found none of {len(unusable):,}: {unusable[0]}")
     alignments: dict[str, BoxAlignment] = {}
     if boxes is not None and settings.image_size is not None:
         examples = stretched_examples(examples, boxes, settings.image_size)
@@ -131,7 +144,10 @@ def build_plan(
             f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
-    record = settings.held - (frozenset() if has_map.any() else {"attention_maps"})
+    record = settings.held - (frozenset() if has_map.any() else with_companions("attention_maps", "vision_maps", "gradient_maps"))
+    tower = TowerViews(source, rule, shape) if "vision_maps" in record else None
+    if tower and images + len(shots) > 1:
+        check_single_images(images + len(shots), {"record": ["vision_maps"]})
     forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
     record -= frozenset() if forms else {"form_logits"}
     knocked = _evenly_spaced(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
@@ -149,7 +165,7 @@ def build_plan(
         head_dim=shape.head_dim if "head_outputs" in record else 0,
         tokens=len(layouts[longest].ids),
         positions=positions,
-        spans=(*SPANS, *([TILES] if any(TILES in layout.spans for layout in layouts) else [])),
+        spans=(*SPANS, *numbered_images(images), *([TILES] if any(TILES in layout.spans for layout in layouts) else [])),
         choices=tuple(tokenizer.prompt.choices),
         record=record,
         vision_layers=shape.vision_layers if "vision_residual" in record else 0,
@@ -165,6 +181,7 @@ def build_plan(
         thumbnail=None if settings.condition == "patch-shuffle" else settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
         generated=settings.generate,
+        **({} if tower is None else tower.sizes([(facts[shown[k]].width, facts[shown[k]].height) for k in np.flatnonzero(has_map)])),
     )
     provenance = {
         "model": {
@@ -195,6 +212,7 @@ def build_plan(
             "examples": files_digest(settings.examples),
             "boxes": files_digest([settings.boxes]) if settings.boxes else None,
             "images": images_digest(facts),
+            **({"shots": {name: fact.sha256 for name, fact in context.items()}} if shots else {}),
             "limit": settings.limit,
             **({"labels": "choice"} if examples[0].choices else {"labels": "none"} if examples[0].label is None else {}),
             **({"questions": True} if examples[0].is_question else {}),
@@ -212,8 +230,9 @@ def build_plan(
         **generation_provenance(settings.generate, end_of_turn(source)),
     }
     plan = ExtractionPlan(
-        settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance
-    )
+        settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance,
+        further if images > 1 else [], tower,
+    )  # fmt: skip
     return _with_knockouts(plan, knocked) if knocked.any() else plan
 
 
@@ -237,9 +256,20 @@ def _shape_and_rule(source: ModelSource, settings: ExtractionSettings, general: 
     return shape, general.rule
 
 
+def _texts(prompt: Prompt, examples: Sequence[Example], system: str | None) -> set[str]:
+    """All texts of the prompts and answers."""
+    answers = {f" {answer}" for example in examples for answer in (*prompt.choices, *example.options)}
+    shots = {text for shot in prompt.shots for text in (shot.text, shot.answer)}
+    return {prompt.fill(example).text for example in examples} | shots | answers | {system or ""}
+
+
 def _check_scored(tokenizer: PromptTokenizer, record: Sequence[str]) -> None:
     """Refuse records about the logits of two answers, where answers have several tokens."""
-    found = [name for name in record if name in ("knockout", "head_logits", "value_logits", "hiding_estimate", "gradient_rollout")]
+    found = [
+        name
+        for name in record
+        if name in ("knockout", "head_logits", "value_logits", "hiding_estimate", "gradient_rollout", "gradient_maps")
+    ]
     if found:
         held = tokenizer.answer_tokens.items()
         answers = ", ".join(f"{choice!r} ({len(tokens)})" for choice, tokens in held) or "each question's options"
@@ -258,35 +288,6 @@ def _requests_of_cells(settings: ExtractionSettings) -> dict[str, list[str]]:
         "record": [name for name in settings.record if name in ("vision_output", "vision_residual")],
         "patches": [str(settings.patches)] if settings.patches else [],
     }
-
-
-def _layouts(
-    tokenizer: PromptTokenizer,
-    examples: Sequence[Example],
-    shown: Sequence[str],
-    facts: dict[str, ImageFacts],
-    settings: ExtractionSettings,
-    progress: bool,
-) -> list[TokenLayout]:
-    """Tokens of every example; `facts` receives the reason for images whose shape the model does not accept."""
-    layouts = []
-    sized = [(example, (facts[image].width, facts[image].height)) for example, image in zip(examples, shown, strict=True)]
-    ahead = progress_bar(tokenizer.layouts(sized), "tokens", len(sized), unit="example", show=progress)
-    for (example, size), image, found in zip(sized, shown, ahead, strict=True):
-        fact = facts[image]
-        if fact.problem and size != (fact.width, fact.height):  # another example marked the image as unusable
-            found = tokenizer.layout(example, (fact.width, fact.height))
-        if isinstance(found, InvalidInputError):
-            if settings.image_size is not None or fact.problem:
-                raise found
-            placeholder = tokenizer.layout(example, PLACEHOLDER_SIZE)  # raises if the image is not the reason
-            problem = f"{settings.image_path(image)}: {found}"
-            if settings.strict:
-                raise InvalidInputError(f"example {example.id}: {problem}") from found
-            facts[image] = replace(fact, width=PLACEHOLDER_SIZE[0], height=PLACEHOLDER_SIZE[1], problem=problem)
-            found = placeholder
-        layouts.append(found)
-    return layouts
 
 
 def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:

@@ -9,7 +9,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.generated_answers import DEFAULT_ANSWERS
 from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, GROUPS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import TokenLayout
-from stratascope.store.format.prompt_parts import MEANS, ROLES, TOKEN_POSITION, grouped_cells
+from stratascope.store.format.prompt_parts import IMAGE_POSITION, MEANS, ROLES, TOKEN_POSITION, grouped_cells, numbered_images
 
 
 def saved_positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
@@ -29,13 +29,14 @@ def saved_positions(settings: ExtractionSettings, examples: Sequence[Example], l
 def _prompt_positions(
     settings: ExtractionSettings, asked: set[str], examples: Sequence[Example], layouts: Sequence[TokenLayout]
 ) -> tuple[str, ...]:
-    if asked <= {"default", *POSITIONS}:
+    _check_images(asked, _count_of(layouts))
+    if asked <= {"default", *POSITIONS, *numbered_images(_count_of(layouts))}:
         return _default_positions(settings, asked, examples, layouts)
     roles = _roles(layouts)
     cells = sorted({name for grid in {layout.grid for layout in layouts} for name in grouped_cells(*grid)}, key=_cell)
     means = [f"{name}_mean" for name in MEANS if any(name in layout.spans for layout in layouts)]
     others = [*means, *roles, *cells]
-    absent = sorted(asked - {*POSITIONS, *GROUPS, *others})
+    absent = sorted(asked - {*POSITIONS, *GROUPS, *numbered_images(_count_of(layouts)), *others})
     if absent:
         raise InvalidInputError(
             f"expected an example with position {absent[0]!r}, found none; the text tokens are {', '.join(roles)}; the groups of image "
@@ -43,6 +44,22 @@ def _prompt_positions(
         )
     kept = {name for name in others if name in asked or _group(name, roles) in asked}
     return (*_default_positions(settings, asked, examples, layouts), *(name for name in others if name in kept))
+
+
+def _count_of(layouts: Sequence[TokenLayout]) -> int:
+    """Number of images of each example."""
+    return max(1, sum(IMAGE_POSITION.fullmatch(name) is not None for name in layouts[0].spans))
+
+
+def _check_images(asked: set[str], count: int) -> None:
+    """Refuse positions of images that the examples do not have."""
+    numbered = numbered_images(count)
+    odd = sorted(name for name in asked if (name == "image" and numbered) or (IMAGE_POSITION.fullmatch(name) and name not in numbered))
+    if odd:
+        raise InvalidInputError(
+            f"expected positions of images among {', '.join(numbered) or 'image'}, as examples have {count} "
+            f"image{'s' if numbered else ''}, found {', '.join(odd)}"
+        )
 
 
 def _group(name: str, roles: Mapping[str, bool]) -> str:
@@ -70,17 +87,17 @@ def _cell(name: str) -> tuple[int, ...]:
 def _default_positions(
     settings: ExtractionSettings, asked: set[str], examples: Sequence[Example], layouts: Sequence[TokenLayout]
 ) -> tuple[str, ...]:
-    placed = settings.condition != "patch-shuffle"
+    placed, numbered = settings.condition != "patch-shuffle", numbered_images(_count_of(layouts))
     exists: dict[str, Callable[[], bool]] = {
         "final": lambda: True,
-        "image": lambda: True,
+        **{name: lambda: True for name in numbered or ("image",)},
         **{name: lambda name=name: any(name in layout.spans for layout in layouts) for name in TEXT_POSITIONS},  # type: ignore[misc]
         "subject_box": lambda: placed and any(example.subject_box for example in examples),
         "object_box": lambda: placed and any(example.object_box for example in examples),
     }
     if "tokens" in asked:
         asked = asked | {"final"}
-    for name in asked & set(POSITIONS):
+    for name in asked & exists.keys():
         if not exists[name]():
             why = (
                 "no boxes were matched; set `boxes` to a COCO file"
@@ -88,7 +105,7 @@ def _default_positions(
                 else f"the prompt {settings.prompt!r} does not name it"
             )
             raise InvalidInputError(f"expected an example with position {name!r}, found none: {why}")
-    return tuple(name for name in POSITIONS if name in asked or ("default" in asked and exists[name]()))
+    return tuple(name for name in exists if name in asked or ("default" in asked and exists[name]()))
 
 
 def vision_positions(positions: Sequence[str]) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
-from stratascope.extract.plan.answer_tokens import answer_forms
-from stratascope.extract.plan.token_layout import token_texts
+from stratascope.extract.plan.answer_tokens import answer_forms, token_texts
 
 MOST_RELATIONS = 200
 """Relations whose words are kept: a data set with more names things by its relations."""

@@ -15,8 +15,8 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.model_files import QUANTIZE
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.knockout_plan import ALL_MODES, MODES
-from stratascope.store.format.arrays import generated_number
-from stratascope.store.format.prompt_parts import CELL_POSITION, MEANS, TOKEN_POSITION
+from stratascope.store.format.generated_positions import generated_number
+from stratascope.store.format.prompt_parts import CELL_POSITION, IMAGE_POSITION, MEANS, TOKEN_POSITION
 
 RECORDS = (
     "residual",
@@ -30,15 +30,23 @@ RECORDS = (
     "value_logits",
     "vision_residual",
     "vision_output",
+    "vision_maps",
     "hiding_estimate",
     "gradient_rollout",
+    "gradient_maps",
     "knockout",
 )
 """Arrays that can be saved; the answer logits always are."""
 
 DEFAULT_RECORDS = RECORDS[:5]
 
-COMPANIONS = {"head_logits": ("mlp_logits", "embedding_logits"), "top_tokens": ("top_logits",), "hiding_estimate": ("gradient_input",)}
+COMPANIONS = {
+    "head_logits": ("mlp_logits", "embedding_logits"),
+    "top_tokens": ("top_logits",),
+    "hiding_estimate": ("gradient_input",),
+    "vision_maps": ("vision_parent", "vision_grid", "vision_box"),
+    "gradient_maps": ("gradient_scale",),
+}
 """Arrays that are saved together with a requested one."""
 
 TOP_TOKENS = 5
@@ -168,6 +176,9 @@ class ExtractionSettings:
                 raise InvalidInputError(
                     f"expected `generate` of at least {number + 1} for the position {name}, found {self.generate}; raise it"
                 )
+        mapped = [name for name in self.record if name in ("vision_maps", "gradient_maps")]
+        if mapped and "attention_maps" not in self.record:
+            raise InvalidInputError(f"expected attention_maps in `record` beside {mapped[0]}, of the same examples, found none; add it")
         if self.condition == "patch-shuffle":
             self._expect_no_cells()
         _expect_among("fusion", self.fusion, FUSIONS)
@@ -206,7 +217,7 @@ class ExtractionSettings:
             raise InvalidInputError(
                 "expected `untrained` without `device_map` and `quantize`, as random weights are drawn on the host, found both"
             )
-        alone = [name for name in self.record if name in ("hiding_estimate", "gradient_rollout", "knockout")]
+        alone = [name for name in self.record if name in ("hiding_estimate", "gradient_rollout", "gradient_maps", "knockout")]
         if self.device_map and alone:
             raise InvalidInputError(
                 f"expected `record` without {' and '.join(alone)} for `device_map`, as these run single blocks on one device, found "
@@ -218,7 +229,7 @@ class ExtractionSettings:
         placed = [name for name in self.positions or () if name in ("cells", *BOX_POSITIONS) or name.startswith("cell_")]
         for parameter, found in (
             ("positions", placed),
-            ("record", [name for name in self.record if name == "vision_output"]),
+            ("record", [name for name in self.record if name in ("vision_output", "vision_maps")]),
             ("patches", [str(self.patches)] if self.patches else []),
         ):
             if found:
@@ -241,13 +252,18 @@ class ExtractionSettings:
     def held(self) -> frozenset[str]:
         """Optional arrays of the store: those of `record` and their companions."""
         patches = {"patch_residual"} if self.patches else set()
-        return frozenset(self.record).union(patches, *(COMPANIONS[name] for name in self.record if name in COMPANIONS))
+        return with_companions(*self.record) | patches
+
+
+def with_companions(*names: str) -> frozenset[str]:
+    """Arrays of `RECORDS` and those that are saved together with them."""
+    return frozenset(names).union(*(COMPANIONS.get(name, ()) for name in names))
 
 
 def is_position(name: str) -> bool:
     """Whether a prompt can have a position of this name, or it names a group of positions."""
     mean = name.endswith("_mean") and name.removesuffix("_mean") in MEANS
-    patterned = TOKEN_POSITION.fullmatch(name) or CELL_POSITION.fullmatch(name)
+    patterned = TOKEN_POSITION.fullmatch(name) or CELL_POSITION.fullmatch(name) or IMAGE_POSITION.fullmatch(name)
     return name in POSITIONS or name in GROUPS or mean or bool(patterned) or generated_number(name) is not None
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 
 from stratascope.datasets.boxes import Box
 from stratascope.datasets.example import LETTERS
+from stratascope.extract.plan.answer_tokens import token_texts
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import flipped, is_whole, scaled, view_size
-from stratascope.extract.plan.token_layout import token_texts
 from stratascope.store.format.tables import EXACT_AS_FLOAT
 from stratascope.store.io.offered_choices import OPTIONS
 
@@ -51,7 +51,8 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
     file, and `file_width` and `file_height` the size of the file. `exif_orientation` is present if any image is rotated by its EXIF
     orientation. Questions with options have the columns `options` (their number), `right_option` (text), `option_A`, `option_B`, ... (texts
     in the order in which they are shown) and, where this is not the published one, `option_order`. Further plain fields of the examples
-    follow as columns.
+    follow as columns. Examples with several images have them in `image`, `image_2`, ..., with the columns `shown_image_2`,
+    `image_2_sha256`, `image_2_phash`, `image_2_width` and `image_2_height` for the second, and so on.
     """
     partial = not all(is_whole(layout.view, *plan.file_size(k)) for k, layout in enumerate(plan.layouts))
     turned = any(fact.orientation != 1 for fact in plan.facts.values())
@@ -80,6 +81,11 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
             if example.option_order:
                 row["option_order"] = example.option_order
             row |= {f"option_{letter}": text for letter, text in zip(LETTERS, example.options, strict=False)}
+        for number, (own, seen_one) in enumerate(zip(example.further_images, plan.further[k] if plan.further else (), strict=True), 2):
+            fact, other = plan.facts[own], plan.facts[seen_one]
+            row |= {f"image_{number}": own, f"shown_image_{number}": seen_one}
+            row |= {f"image_{number}_sha256": fact.sha256, f"image_{number}_phash": fact.phash}
+            row |= {f"image_{number}_width": other.width, f"image_{number}_height": other.height}
         if turned:
             row["exif_orientation"] = plan.facts[example.image].orientation
         if partial:

@@ -6,7 +6,8 @@ the same tokens as in the full prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,14 +15,13 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from stratascope.datasets.captions import Interval
-from stratascope.extract.families.image_tokens import ImageTokens
 
 _TEXT = "Is it so?"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The prompt around the user's text, for one image size."""
+    """The prompt around the user's text, for images of given sizes."""
 
     opening: str
     closing: str
@@ -45,11 +45,22 @@ class Frame:
             return None
         return [*self.written_head, *ids[1:-1], *self.tail.tolist()]
 
+    def filled(self, encoded: Encoding, intervals: Mapping[str, Interval]) -> tuple[np.ndarray, dict[str, Interval | None]]:
+        """Token ids of the full prompt, and its spans: those of the frame, of the text's `intervals`, and the final token."""
+        # faster than converting the list with numpy
+        ids = np.frombuffer(bytearray().join((self.head.data, array("i", encoded.ids[1:-1]), self.tail.data)), np.int32)
+        shift, before = len(self.head) - 1, len(self.opening)
+        spans: dict[str, Interval | None] = {**self.spans, "final": (len(ids) - 1, len(ids))}
+        for name, (a, b) in intervals.items():
+            found = tokens_within(encoded, before + a, before + b)
+            spans[name] = None if found is None else (shift + found[0], shift + found[1])
+        return ids, spans
+
 
 def frame_of(
     before: str,
     after: str,
-    image: ImageTokens,
+    lengths: Sequence[int],
     image_id: int,
     tokenizer: Tokenizer,
     encode: Callable[[str], Encoding],
@@ -61,9 +72,9 @@ def frame_of(
     Parameters
     ----------
     before, after
-        Text with the image as it is written.
-    image
-        Tokens of the image.
+        Text with the images as they are written.
+    lengths
+        Number of image tokens in each run, of all images.
     image_id
         Id of the image token.
     tokenizer, encode
@@ -71,12 +82,12 @@ def frame_of(
     system
         Characters of the system turn; None if there is none.
     image_spans
-        Spans of an image from the intervals of its token runs.
+        Spans of the images from the intervals of their token runs.
 
     Returns
     -------
     Frame or None
-        None if the text is not between added tokens, or the image or the system turn is not before it.
+        None if the text is not between added tokens, or an image or the system turn is not before it.
     """
     encoded = encode(f"{before}{_TEXT}{after}")
     opening, closing = encoded.char_to_token(len(before) - 1) if before else None, encoded.char_to_token(len(before) + len(_TEXT))
@@ -89,10 +100,10 @@ def frame_of(
             return None
     begin, end = (added[ids[k]].content for k in (opening, closing))
     runs = [k for k, token in enumerate(ids) if token == image_id]
-    if not before.endswith(begin) or not after.startswith(end) or len(runs) != len(image.runs) or max(runs) > opening:
+    if not before.endswith(begin) or not after.startswith(end) or len(runs) != len(lengths) or max(runs) > opening:
         return None
     repeats = [1] * (opening + 1)
-    for k, count in zip(runs, image.runs, strict=True):
+    for k, count in zip(runs, lengths, strict=True):
         repeats[k] = count
     at = [0, *accumulate(repeats)]
     spans = image_spans([(at[k], at[k + 1]) for k in runs])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from array import array
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,36 +12,25 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, islice
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from stratascope.datasets.boxes import Box
 from stratascope.datasets.captions import Interval
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import FilledPrompt, Prompt
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.general_family import NO_GRID
-from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
+from stratascope.extract.families.image_tokens import NO_GRID, ImageRule, ImageTokens, image_spans, whole
 from stratascope.extract.model_files import ModelSource
-from stratascope.extract.plan.answer_tokens import BLANKS, tokens_after
+from stratascope.extract.plan.answer_tokens import tokens_after
 from stratascope.extract.plan.chat_template import PromptFormat, prompt_format
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
 from stratascope.store.format.prompt_parts import token_roles
 
-
-def token_texts(tokenizer: Tokenizer, used: np.ndarray | None) -> dict[int, str]:
-    """Token id -> text with its leading space, for the ids `used` or the whole vocabulary."""
-    ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values()) if used is None else [int(t) for t in used]
-    texts = tokenizer.decode_batch([[t] for t in ids], skip_special_tokens=False)
-    blank = BLANKS[1]  # of SentencePiece; decoding a single token removes it
-    raw = [tokenizer.id_to_token(t) or "" for t in ids]
-    return {t: written.replace(blank, " ") if blank in written else text for t, written, text in zip(ids, raw, texts, strict=True)}
-
-
 SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object", "final")
 """Named half-open token intervals; the other tokens belong to the chat template."""
 
-TILES = "image_tiles"
-"""A further span: image tokens outside the grid, with the markers between them."""
+Request = tuple[Example, *tuple[tuple[int, int], ...]]
+"""An example, and (width, height) of each of its images."""
 
 _CHUNK = 128
 """Examples that are tokenised together."""
@@ -62,9 +50,9 @@ class TokenLayout:
     grid: tuple[int, int]
     """(rows, columns) of image cells; token k of the span `image` is cell (k // columns, k % columns)."""
     view: Box
-    """The part of the image that the cells cover, in pixels."""
-    cut: tuple[int, ...]
-    """Tiling that the processor must report, see `ImageTokens`."""
+    """The part of the image that the cells cover, in pixels; of several images the first one."""
+    cuts: tuple[tuple[int, ...], ...]
+    """Tiling that the processor must report of each image, see `ImageTokens`; those of few-shot turns are first."""
 
     @cached_property
     def roles(self) -> Mapping[str, int]:
@@ -83,7 +71,9 @@ class _PromptText:
 
     example: Example
     filled: FilledPrompt
-    image: ImageTokens
+    images: tuple[ImageTokens, ...]
+    """Those of few-shot turns, then the example's."""
+    view: Box
     frame: Frame | None = None
 
 
@@ -100,6 +90,10 @@ class PromptTokenizer:
         How the model's processor tiles images.
     system
         Text of the system turn; None: as the chat template has it; empty: no system turn.
+    images
+        Number of images of an example.
+    shot_sizes
+        (width, height) of each image of the prompt's few-shot turns.
 
     Raises
     ------
@@ -116,20 +110,33 @@ class PromptTokenizer:
         Whether answers have several tokens, so that their log-probabilities are summed.
     """
 
-    def __init__(self, source: ModelSource, prompt: Prompt, rule: ImageRule, system: str | None = None) -> None:
-        self.prompt, self.rule, self._source = prompt, rule, source
+    def __init__(
+        self,
+        source: ModelSource,
+        prompt: Prompt,
+        rule: ImageRule,
+        system: str | None = None,
+        images: int = 1,
+        shot_sizes: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.prompt, self.rule, self._source, self._count = prompt, rule, source, images
         self.tokenizer = source.tokenizer
         image_id = self.tokenizer.token_to_id(rule.token)
         if image_id is None:
             raise InvalidInputError(f"{source.name}: expected the token {rule.token} in its tokenizer, found none")
         self.image_id = int(image_id)
-        self.prompt_format: PromptFormat = prompt_format(source, rule.placeholder, system, image_after=prompt.image_after)
+        self.prompt_format: PromptFormat = prompt_format(
+            source, rule.placeholder, system, image_after=prompt.image_after, images=images, shots=prompt.shots
+        )
         self._image_tokens = lru_cache(maxsize=4096)(rule.tokens)
+        self._shots: tuple[ImageTokens, ...] = tuple(self._image_tokens(*size) for size in shot_sizes)
         self._frame = lru_cache(maxsize=4096)(self._framed)
         self._frames_hold, self._system = True, system
         special = {token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special}
         self._control_begins = frozenset(text[0] for text in (*special, rule.token, rule.placeholder) if text)
         self._control = re.compile("|".join(map(re.escape, sorted({*special, rule.token, rule.placeholder}, key=len, reverse=True))))
+        for shot in prompt.shots:
+            self._check_plain("the prompt's shots", f"{shot.text} {shot.answer}")
         self._ask = self.prompt_format.render("x")
         self._answer = lru_cache(maxsize=65536)(self._answered)
         self.answer_tokens = {} if prompt.own_options else {choice: self._answer(choice) for choice in prompt.choices}
@@ -153,19 +160,19 @@ class PromptTokenizer:
     def _encode(self, text: str) -> Encoding:
         return self.tokenizer.encode(text, add_special_tokens=self.prompt_format.adds_special)
 
-    def layout(self, example: Example, image_size: tuple[int, int]) -> TokenLayout:
-        """Tokens and spans of one example with an image of `image_size` = (width, height) pixels.
+    def layout(self, example: Example, *image_sizes: tuple[int, int]) -> TokenLayout:
+        """Tokens and spans of one example with images of (width, height) pixels.
 
         Raises
         ------
         InvalidInputError
-            If a word of the caption has no token of its own, or the model does not accept the shape of the image.
+            If a word of the caption has no token of its own, or the model does not accept the shape of an image.
         """
-        prompt_text = self._prompt_text(example, image_size)
+        prompt_text = self._prompt_text(example, *image_sizes)
         text = self._full_text(prompt_text)
         return self._lay_out(prompt_text, text, self._encode(text))
 
-    def layouts(self, requests: Iterable[tuple[Example, tuple[int, int]]]) -> Iterator[TokenLayout | InvalidInputError]:
+    def layouts(self, requests: Iterable[Request]) -> Iterator[TokenLayout | InvalidInputError]:
         """Yield `layout` of each request in this order, or the error that it raises.
 
         Other threads tokenise the next texts. Repeated texts and sizes share one layout.
@@ -181,23 +188,24 @@ class PromptTokenizer:
                     ahead.append(self._submit_chunk(pairs, numbers, pool))
                 made += [None] * (len(numbers) - len(made))
                 for number, prompt_text, encoding in encoded.result():
-                    with contextlib.suppress(InvalidInputError):  # `_layout_or_error` returns it for each of its examples
+                    with contextlib.suppress(InvalidInputError):  # `layout_or_error` returns it for each of its examples
                         if prompt_text.frame is None:
                             made[number] = self._lay_out(prompt_text, self._full_text(prompt_text), encoding)
                         else:
-                            made[number] = _fill_frame(prompt_text, prompt_text.frame, encoding)
-                for number, (example, size) in chunk:
-                    yield made[number] or self._layout_or_error(example, size)
+                            made[number] = self._fill_frame(prompt_text, prompt_text.frame, encoding)
+                for number, request in chunk:
+                    yield made[number] or self.layout_or_error(*request)
 
-    def _layout_or_error(self, example: Example, image_size: tuple[int, int]) -> TokenLayout | InvalidInputError:
+    def layout_or_error(self, example: Example, *image_sizes: tuple[int, int]) -> TokenLayout | InvalidInputError:
+        """`layout` of an example, or the error that it raises."""
         try:
-            return self.layout(example, image_size)
+            return self.layout(example, *image_sizes)
         except InvalidInputError as error:
             return error
 
     def _submit_chunk(
-        self, pairs: Iterator[tuple[Example, tuple[int, int]]], numbers: dict[Hashable, int], pool: ThreadPoolExecutor
-    ) -> tuple[list[tuple[int, tuple[Example, tuple[int, int]]]], Future[list[tuple[int, _PromptText, Encoding]]]]:
+        self, pairs: Iterator[Request], numbers: dict[Hashable, int], pool: ThreadPoolExecutor
+    ) -> tuple[list[tuple[int, Request]], Future[list[tuple[int, _PromptText, Encoding]]]]:
         """The next requests by number of their layout, and the encodings of those that are not in `numbers`, which receives them."""
         chunk = []
         fresh: list[tuple[int, _PromptText]] = []
@@ -236,40 +244,54 @@ class PromptTokenizer:
         # a batch would be padded to its longest text
         return [self.tokenizer.encode(text, add_special_tokens=special) for text in texts]
 
-    def _framed(self, image: ImageTokens) -> Frame | None:
-        """The frame around plain texts with such an image; None if it does not separate them."""
+    def _framed(self, images: tuple[ImageTokens, ...]) -> Frame | None:
+        """The frame around plain texts with such images; None if it does not separate them."""
         around = self.prompt_format.around
         if around is None or self.tokenizer.truncation is not None:
             return None
-        before, after = around[0].replace(self.rule.placeholder, image.text, 1), around[1]
+        if around[0].count(self.rule.placeholder) != len(images):
+            return None
+        before, after = self._written(around[0], images), around[1]
         system = self.prompt_format.system_interval(f"{before}{after}")
         if system is None and self._system:  # it would be searched in the user's text
             return None
-        return frame_of(before, after, image, self.image_id, self.tokenizer, self._encode, system, lambda runs: _image_spans(runs, image))
+        lengths = [count for image in images for count in image.runs]
+        return frame_of(
+            before, after, lengths, self.image_id, self.tokenizer, self._encode, system, lambda runs: image_spans(runs, images, self._count)
+        )
 
-    def _prompt_text(self, example: Example, image_size: tuple[int, int], *, framed: bool = False) -> _PromptText:
+    def _prompt_text(self, example: Example, *image_sizes: tuple[int, int], framed: bool = False) -> _PromptText:
         """The prompt of one example, in a frame if `framed` and it fits; InvalidInputError as in `layout`."""
         filled = self.prompt.fill(example)
         text = filled.text
-        if not self._control_begins.isdisjoint(text) and (control := self._control.search(text)):
-            raise InvalidInputError(
-                f"example {example.id}: expected plain text, found the model's control token {control[0]} in its caption"
-            )
-        image: ImageTokens = self._image_tokens(*image_size)
+        self._check_plain(f"example {example.id}", text)
+        own = tuple(self._image_tokens(*size) for size in image_sizes)
+        assert len(own) == self._count, "the prompt has a place for each image"
+        images, view = (*self._shots, *own), own[0].view if self._count == 1 else whole(*image_sizes[0])
         plain = framed and self._frames_hold and self.prompt_format.is_plain(text)
-        return _PromptText(example, filled, image, self._frame(image) if plain else None)
+        return _PromptText(example, filled, images, view, self._frame(images) if plain else None)
+
+    def _check_plain(self, what: str, text: str) -> None:
+        if not self._control_begins.isdisjoint(text) and (control := self._control.search(text)):
+            raise InvalidInputError(f"{what}: expected plain text, found the model's control token {control[0]} in its caption")
+
+    def _written(self, rendered: str, images: tuple[ImageTokens, ...]) -> str:
+        """Text with the images in place of their placeholders."""
+        first, *rest = rendered.split(self.rule.placeholder)
+        return first + "".join(f"{image.text}{after}" for image, after in zip(images, rest, strict=True))
 
     def _full_text(self, prompt_text: _PromptText) -> str:
         """The full prompt, with each run of image tokens as a single one."""
-        return self.prompt_format.render(prompt_text.filled.text).replace(self.rule.placeholder, prompt_text.image.text, 1)
+        return self._written(self.prompt_format.render(prompt_text.filled.text), prompt_text.images)
 
     def _lay_out(self, prompt_text: _PromptText, text: str, encoded: Encoding) -> TokenLayout:
-        example, filled, image = prompt_text.example, prompt_text.filled, prompt_text.image
+        example, filled = prompt_text.example, prompt_text.filled
+        lengths = [count for image in prompt_text.images for count in image.runs]
         written = encoded.ids
         runs = [k for k, token in enumerate(written) if token == self.image_id]
-        assert len(runs) == len(image.runs), "each run is written as one image token"
+        assert len(runs) == len(lengths), "each run is written as one image token"
         repeats = [1] * len(written)
-        for k, count in zip(runs, image.runs, strict=True):
+        for k, count in zip(runs, lengths, strict=True):
             repeats[k] = count
         at = [0, *accumulate(repeats)]  # position of each token after the runs are expanded
 
@@ -280,7 +302,7 @@ class PromptTokenizer:
             return at[found[0]], at[found[1]]
 
         ids = np.repeat(np.array(written, np.int32), repeats)
-        spans = {**_image_spans([(at[k], at[k + 1]) for k in runs], image), "final": (len(ids) - 1, len(ids))}
+        spans = {**image_spans([(at[k], at[k + 1]) for k in runs], prompt_text.images, self._count), "final": (len(ids) - 1, len(ids))}
         shown = filled.text if filled.text in text else filled.text.rstrip()  # some templates trim it
         start = text.rindex(shown)
         for name, (a, b) in {"prompt": (0, len(shown)), **filled.intervals}.items():
@@ -288,45 +310,27 @@ class PromptTokenizer:
         system = self.prompt_format.system_interval(text)
         if system is not None:
             spans["system"] = tokens_of(*system, "the system turn")
-        return TokenLayout(ids, spans, image.grid, image.view, image.cut)
+        return self._finished(prompt_text, ids, spans)
 
-
-def _fill_frame(prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> TokenLayout:
-    """The layout of a text that was tokenised between the added tokens of its frame."""
-    filled, image, shift, before = prompt_text.filled, prompt_text.image, len(frame.head) - 1, len(frame.opening)
-    # faster than converting the list with numpy
-    ids = np.frombuffer(bytearray().join((frame.head.data, array("i", encoded.ids[1:-1]), frame.tail.data)), np.int32)
-    spans = {**frame.spans, "final": (len(ids) - 1, len(ids))}
-    for name, (a, b) in {"prompt": (0, len(filled.text)), **filled.intervals}.items():
-        found = tokens_within(encoded, before + a, before + b)
-        if found is None:
+    def _fill_frame(self, prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> TokenLayout:
+        """The layout of a text that was tokenised between the added tokens of its frame."""
+        text = prompt_text.filled.text
+        ids, spans = frame.filled(encoded, {"prompt": (0, len(text)), **prompt_text.filled.intervals})
+        if absent := next((name for name, found in spans.items() if found is None), None):
+            a, b = prompt_text.filled.intervals.get(absent, (0, len(text)))
             raise InvalidInputError(
-                f"example {prompt_text.example.id}: {name} {filled.text[a:b]!r}: expected at least one token of its own, found none"
+                f"example {prompt_text.example.id}: {absent} {text[a:b]!r}: expected at least one token of its own, found none"
             )
-        spans[name] = (shift + found[0], shift + found[1])
-    return TokenLayout(ids, spans, image.grid, image.view, image.cut)
+        return self._finished(prompt_text, ids, {name: found for name, found in spans.items() if found is not None})
+
+    def _finished(self, prompt_text: _PromptText, ids: np.ndarray, spans: dict[str, Interval]) -> TokenLayout:
+        images = prompt_text.images
+        grid = images[-1].grid if self._count == 1 else NO_GRID
+        return TokenLayout(ids, spans, grid, prompt_text.view, tuple(image.cut for image in images))
 
 
-def _key(example: Example, image_size: tuple[int, int]) -> Hashable:
+def _key(example: Example, *image_sizes: tuple[int, int]) -> Hashable:
     """Everything that a layout depends on, except further columns."""
     parts = example.parts
     asked = example.question, example.options, example.full_question
-    return example.caption, example.relation, parts.subject, parts.relation, parts.object, asked, image_size
-
-
-def _image_spans(runs: Sequence[Interval], image: ImageTokens) -> dict[str, Interval]:
-    """Spans of the cells and of the other image tokens, from the `runs` of all image tokens."""
-    a, b = image.cells
-    if image.grid == NO_GRID:
-        return {"image": (runs[0][0], runs[-1][1])}
-    assert b - a == image.grid[0] * image.grid[1], "there is one cell for each place of the grid"
-    if len(runs) == 1 and (a, b) == (0, runs[0][1] - runs[0][0]):
-        return {"image": runs[0]}
-    places = [place for first, last in runs for place in range(first, last)]
-    cells, others = places[a:b], places[:a] + places[b:]
-    assert cells[-1] + 1 - cells[0] == b - a, "cells are adjacent"
-    spans = {"image": (cells[0], cells[-1] + 1)}
-    if others:
-        spans[TILES] = (others[0], others[-1] + 1)
-        assert others[-1] < cells[0] or others[0] > cells[-1], "tiles are before or after the cells"
-    return spans
+    return example.caption, example.relation, parts.subject, parts.relation, parts.object, asked, image_sizes

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stratascope.extract.model_files import ModelSource, quantization
+from stratascope.extract.plan.published_models import PublishedModel
 
 _ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
@@ -37,6 +38,8 @@ def weight_bytes(source: ModelSource, dtype: str, quantize: str | None = None) -
     >>> weight_bytes(demo, "float32") == 2 * weight_bytes(demo, "bfloat16")
     True
     """
+    if isinstance(source, PublishedModel):
+        return None if quantize else source.parameters * _ITEM[dtype]
     headers = list(_headers(source))
     if not headers:
         return _indexed(source, dtype)

@@ -10,14 +10,11 @@ import numpy as np
 import torch
 
 from stratascope.errors import CaptureError
-from stratascope.extract.plan.answer_tokens import scored_rows
+from stratascope.extract.plan.answer_tokens import ABSENT, scored_rows
 from stratascope.extract.run.capture import reading_residuals
 from stratascope.extract.run.decoder import kept_logits
 from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.model import Batch, CaptureModel
-
-ABSENT = float(np.finfo(np.float32).min)
-"""Stored score of a choice that an example does not offer: its probability is 0."""
 
 Row = tuple[int, tuple[int, ...], list[tuple[int, ...]]]
 """Place of an example; tokens behind its prompt; the answers that begin with them, up to their last token."""
@@ -98,7 +95,7 @@ def _fitting(lengths: Sequence[int], most_tokens: int) -> int:
     return len(lengths)
 
 
-def _inputs(model: CaptureModel, batch: Batch, suffixes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+def inputs_behind(model: CaptureModel, batch: Batch, suffixes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
     """Keywords of a forward pass over a batch with tokens behind each prompt."""
     lengths = batch.lengths + torch.tensor([len(suffix) for suffix in suffixes])
     ids = batch.input_ids.new_zeros(len(suffixes), int(lengths.max()))
@@ -107,13 +104,14 @@ def _inputs(model: CaptureModel, batch: Batch, suffixes: Sequence[tuple[int, ...
         ids[k, length : length + len(suffix)] = torch.tensor(suffix, dtype=ids.dtype)
     given = model.inputs(replace(batch, input_ids=ids, lengths=lengths))
     if model.model.config.model_type == "paligemma":  # its prompts are read in both directions, answers are not
-        given["token_type_ids"] = (torch.arange(ids.shape[1]) >= batch.lengths[:, None]).long().to(model.device)
+        answers = (torch.arange(ids.shape[1]) >= batch.lengths[:, None]).to(model.device)
+        given["token_type_ids"] = given["token_type_ids"].masked_fill(answers, 1)
     return given
 
 
 def _residual(model: CaptureModel, batch_of: Callable[[list[int]], Batch], members: Sequence[int], rows: Sequence[Row]) -> torch.Tensor:
     """(row, token, hidden) output of the last block."""
-    given = _inputs(model, batch_of([members[place] for place, *_ in rows]), [suffix for _, suffix, _ in rows])
+    given = inputs_behind(model, batch_of([members[place] for place, *_ in rows]), [suffix for _, suffix, _ in rows])
     blocks: Any = model.decoder.layers
     found: list[torch.Tensor] = []
     with reading_residuals(blocks, lambda layer, hidden: found.append(hidden) if layer == len(blocks) else None):
@@ -123,7 +121,7 @@ def _residual(model: CaptureModel, batch_of: Callable[[list[int]], Batch], membe
 
 def _own_logits(model: CaptureModel, batch_of: Callable[[list[int]], Batch], members: Sequence[int], row: Row) -> torch.Tensor:
     """(token, vocabulary) float32: the model's own logits at the end of the prompt and behind it, of one row alone."""
-    given = _inputs(model, batch_of([members[row[0]]]), [row[1]])
+    given = inputs_behind(model, batch_of([members[row[0]]]), [row[1]])
     keep = len(row[1]) + 1
     logits: torch.Tensor = model.model(**given, use_cache=False, **kept_logits(model.model, keep)).logits
     return logits[0, -keep:].float()

@@ -6,24 +6,37 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stratascope.errors import CaptureError
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.generated_answers import UNPARSED, parse_answer
 from stratascope.extract.run.model import Captured
-from stratascope.store import RECORDED, STATUS_CODES, StoreLayout
+from stratascope.store import RECORDED, STATUS_CODES
+from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.block_checks import BlockFacts, unstorable_examples
 
 
-def empty_arrays(layout: StoreLayout, count: int, patched: int = 0) -> dict[str, np.ndarray]:
-    """Arrays of a block with `count` examples and fill values, status `recorded`; floats as float32.
+def held_examples(plan: ExtractionPlan, spec: ArraySpec) -> np.ndarray:
+    """(example,) whether an array has each example: all, or those of its mask."""
+    masks = {"": np.ones(len(plan.examples), bool), "has_map": plan.has_map, "has_patches": plan.has_patches}
+    return masks[spec.mask]
 
-    Arrays with a mask have the `patched` examples of the block alone.
+
+def empty_arrays(plan: ExtractionPlan, first: int, count: int) -> dict[str, np.ndarray]:
+    """Arrays of a block with fill values, status `recorded`; floats as float32.
+
+    Parameters
+    ----------
+    plan
+        The plan of the extraction.
+    first, count
+        The block's first example, and how many it has. Arrays with a mask have its examples alone.
     """
     arrays = {}
-    for spec in layout.arrays():
+    for spec in plan.store.arrays():
         if spec.when == "block":
             dtype = np.float32 if spec.dtype.startswith("float") else spec.dtype
-            shape = spec.block_shape(patched if spec.mask else count)
+            shape = spec.block_shape(int(held_examples(plan, spec)[first : first + count].sum()))
             # zeros take no memory before they are written: maps of other examples
             arrays[spec.name] = np.full(shape, spec.fill, dtype) if spec.fill else np.zeros(shape, dtype)
     arrays["status"][:] = RECORDED
@@ -158,6 +171,41 @@ def _fill_patches(plan: ExtractionPlan, members: Sequence[int], captured: Captur
     for row, k in enumerate(patched):
         count, place = int(np.prod(plan.layouts[k].grid)), int(plan.has_patches[first:k].sum())
         arrays["patch_residual"][:, place, :count] = captured.patches[:, row, :count]
+
+
+def fill_vision_maps(
+    plan: ExtractionPlan, members: Sequence[int], maps: Sequence[np.ndarray | None], first: int, arrays: dict[str, np.ndarray]
+) -> None:
+    """Copy attention maps of the vision tower, (block, view, token, token) of each example, and the places of its tokens.
+
+    Parameters
+    ----------
+    plan, members, arrays
+        As of `fill`.
+    maps
+        Of each member; those of others than the plan's are left out.
+    first
+        Number of the block's first example.
+
+    Raises
+    ------
+    CaptureError
+        If a model takes no precomputed image features.
+    """
+    if plan.tower is None:
+        return
+    for row, k in enumerate(members):
+        if not plan.has_map[k]:
+            continue
+        own = maps[row] if row < len(maps) else None
+        if own is None:
+            raise CaptureError("expected a model that takes precomputed image features for vision_maps, found another; leave it out")
+        place, size = int(plan.has_map[first:k].sum()), plan.file_size(k)
+        views, parents = plan.tower.of(*size), plan.tower.parents(plan.layouts[k].ids, plan.tokenizer.image_id, size)
+        arrays["vision_maps"][place, :, : own.shape[1], : own.shape[2], : own.shape[3]] = own
+        arrays["vision_parent"][place, : len(views), : parents.shape[1]] = parents
+        arrays["vision_grid"][place, : len(views)] = [view.grid for view in views]
+        arrays["vision_box"][place, : len(views)] = [view.box for view in views]
 
 
 def _fill_vision(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]) -> None:

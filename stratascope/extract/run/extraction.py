@@ -268,9 +268,10 @@ def run_extraction(
     MissingExtraError
         If torch, torchvision, transformers or qwen-vl-utils is not installed.
     InvalidInputError
-        If the plan has only a stated image size, `rank` is not below `of`, the device or the weights cannot be used, or the model's files
-        changed since planning.
+        If the plan has only a stated image size or was made from a bundled description, `rank` is not below `of`, the device or the
+        weights cannot be used, or the model's files changed since planning.
     """
+    plan.check_files()
     require_extract_extra()
     if plan.settings.image_size is not None:
         raise InvalidInputError("expected real images for an extraction, found a plan with a stated image size; leave out `image_size`")
@@ -297,7 +298,7 @@ def run_extraction(
                 store.add_readout(lambda: session.model.unembedding.readout(plan.readout_words))
 
             with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
-                fill_blocks(session, store, pending, bar, on_checked=checked)
+                fill_blocks(session, store, pending, bar, on_checked=checked, in_bucket=isinstance(out, str))
             failed = {plan.examples[k].id: reason for k, reason in session.failed.items()}
             halvings, passes = session.halvings, session.features.computed
     return ExtractionReport(out, len(pending), count, plan.store.blocks, failed, halvings, passes, (rank, of))

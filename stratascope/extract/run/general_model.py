@@ -17,14 +17,22 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from stratascope.errors import CaptureError, InvalidInputError
-from stratascope.extract.families.general_family import MERGED_TOWERS, RASTER, GeneralModel, ProcessorRule, tokens_in_grid
+from stratascope.extract.families.general_family import (
+    MERGED_TOWERS,
+    ONE_IMAGE,
+    PATCHED,
+    RASTER,
+    GeneralModel,
+    ProcessorRule,
+    tokens_in_grid,
+)
 from stratascope.extract.families.image_tokens import ImageTokens, whole
 from stratascope.extract.families.model_families import FAMILIES, ModelShape
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import ChatFormat
 from stratascope.extract.run.decoder import attention_blocks
 from stratascope.extract.run.general_inputs import image_tensors, image_token_id
-from stratascope.extract.run.inputs import PreparedImages
+from stratascope.extract.run.inputs import PreparedImages, given_images
 from stratascope.extract.run.loading import explained
 
 _ASKED = "WHETHER"
@@ -108,7 +116,10 @@ def _tower(config: Any) -> dict[str, Any]:
     depth: Any = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", 0)
     hidden: Any = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", 0)
     whole = getattr(vision, "fullatt_block_indexes", None)
+    patched: Any = config.vision_config if config.model_type in PATCHED else None
+    blocks: Any = getattr(patched, "depth", None) or getattr(patched, "num_hidden_layers", 0)
     return {
+        "vision_depth": int(blocks),
         "vision_layers": int(depth),
         "vision_hidden": int(hidden),
         "vision_whole": tuple(range(depth)) if whole is None else tuple(map(int, whole)),
@@ -150,15 +161,15 @@ class AskedProcessor:
         self._copies = threading.local()
         tokenizer.__class__ = _telling(type(tokenizer), self._given)
 
-    def __call__(self, text: str, image: Image.Image, *, special: bool) -> Asked:
-        """Process one prompt and image.
+    def __call__(self, text: str, *images: Image.Image, special: bool) -> Asked:
+        """Process one prompt and its images.
 
         Parameters
         ----------
         text
             The rendered chat template.
-        image
-            The image.
+        images
+            The images.
         special
             Whether the tokenizer adds its initial special tokens.
 
@@ -168,8 +179,9 @@ class AskedProcessor:
             If the processor does not accept them.
         """
         self._given.clear()
-        with explained(self.source, f"a processor that accepts an image of {image.width} x {image.height}"):
-            made = self.processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=special)
+        sizes = " and ".join(f"{image.width} x {image.height}" for image in images)
+        with explained(self.source, f"a processor that accepts {'an image' if len(images) == 1 else 'images'} of {sizes}"):
+            made = self.processor(text=[text], images=given_images(images), return_tensors="pt", add_special_tokens=special)
         return Asked(self._given[-1] if self._given else "", [int(k) for k in made["input_ids"][0]], made)
 
     def prepare(self, text: str, image: Image.Image, *, special: bool) -> PreparedImages:
@@ -241,11 +253,50 @@ class _Probe:
                 f"{type(self.asked.processor).__name__}, which writes {found.text[:120]!r}; the type needs a rule of its own"
             )
         cells, grid = tokens_in_grid(self._grid(found.made), runs)
-        return ImageTokens(text, runs, cells, grid, whole(width, height), runs)
+        return ImageTokens(text, runs, cells, grid, whole(width, height), runs, self._patches(found.made))
+
+    def check_together(self, images: int) -> None:
+        """Refuse a processor that writes one of several images in another way than a single one.
+
+        Raises
+        ------
+        InvalidInputError
+            If it does, or the model takes one image alone.
+        """
+        source, sizes = self.asked.source, [(64 + 32 * k, 64) for k in range(images)]
+        if (kind := source.config.get("model_type")) in ONE_IMAGE:
+            raise InvalidInputError(
+                f"{source.name}: expected a model that accepts precomputed image features for several images in a prompt, found the type "
+                f"{kind}, which takes one; use another model, or one image an example"
+            )
+        template = ChatFormat(source, self.template.placeholder, self.template.system, images=images)
+        rendered, special = template.render(_ASKED), template.adds_special
+        found = self.asked(rendered, *(Image.new("RGB", size, _GREY) for size in sizes), special=special)
+        each = [self(*size) for size in sizes]
+        first, *rest = rendered.split(template.placeholder)
+        own = source.tokenizer.encode(first + "".join(a.text + b for a, b in zip(each, rest, strict=True)), add_special_tokens=special).ids
+        runs = iter([count for image in each for count in image.runs])
+        expanded = [[token] * next(runs) if token == self.asked.image_id else [token] for token in own]
+        if found.ids != [token for part in expanded for token in part]:
+            raise InvalidInputError(
+                f"{source.name}: expected a processor that writes each of {images} images as it writes a single one, found "
+                f"{type(self.asked.processor).__name__}, which does not; use another model, or one image an example"
+            )
 
     def prepare(self, image: Image.Image) -> PreparedImages:
         """Inputs of the model that belong to an image."""
         return self.asked.prepare(self._rendered, image, special=self.template.adds_special)
+
+    def _patches(self, made: Mapping[str, Any]) -> tuple[int, int] | None:
+        """(rows, columns) of patches of the image, where the processor's output says so."""
+        values, sizes = made.get("image_grid_thw"), made.get("image_sizes")
+        if isinstance(values, torch.Tensor) and values.shape == (1, 3) and int(values[0, 0]) == 1:
+            return int(values[0, 1]), int(values[0, 2])
+        patch = getattr(self.asked.processor, "patch_size", None)
+        if patch and sizes is not None and torch.as_tensor(sizes).shape == (1, 2):
+            height, width = torch.as_tensor(sizes)[0].tolist()
+            return height // int(patch), width // int(patch)
+        return None
 
     def _grid(self, made: Mapping[str, Any]) -> tuple[int, int] | None:
         values = made.get("image_grid_thw")

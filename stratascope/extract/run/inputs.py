@@ -54,6 +54,11 @@ def prepare_image(processor: Any, rule: ImageRule, image: Image.Image) -> Prepar
     return PreparedImages({name: made[name] for name in _KEPT if name in made}, (tuple(int(n) for n in cut),))
 
 
+def given_images(images: Sequence[Image.Image]) -> list[Any]:
+    """Images of one prompt as processors take them: several in a list of their own."""
+    return list(images) if len(images) == 1 else [list(images)]
+
+
 def joined(prepared: Sequence[PreparedImages]) -> PreparedImages:
     """Concatenate images; missing tiles are padded with empty ones, which the models ignore."""
     tensors = {}
@@ -67,7 +72,7 @@ def joined(prepared: Sequence[PreparedImages]) -> PreparedImages:
 
 
 def forward_inputs(model: Any, ids: torch.Tensor, lengths: torch.Tensor, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Keywords of a forward pass over right-padded prompts with one image each.
+    """Keywords of a forward pass over right-padded prompts with images.
 
     With causal attention, padding on the right needs no mask; the bidirectional prompts of PaliGemma are masked.
 
@@ -110,7 +115,7 @@ class LoadedImage:
 
 
 def shown_image(plan: ExtractionPlan, name: str) -> Image.Image:
-    """Read an image and apply the condition; its file must be the one that was planned.
+    """Read an image and, unless it is of a few-shot turn, apply the condition; its file must be the one that was planned.
 
     Raises
     ------
@@ -122,18 +127,27 @@ def shown_image(plan: ExtractionPlan, name: str) -> Image.Image:
         If it cannot be read.
     """
     _, found = decoded_file(plan.settings.image_path(name), plan.facts[name].sha256)
-    return apply_condition(found.image, plan.settings.condition)
+    return found.image if name in plan.shots else apply_condition(found.image, plan.settings.condition)
 
 
-def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Image], PreparedImages] | None) -> LoadedImage:
-    """Read and prepare the image of an example.
+def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Image], PreparedImages] | None, number: int = 0) -> LoadedImage:
+    """Read and prepare an image of an example.
+
+    Parameters
+    ----------
+    plan, example
+        The plan and the example's number.
+    prepare
+        Makes the model's inputs of the image; None: they are not needed.
+    number
+        Of the image among `ExtractionPlan.images_of`.
 
     Raises
     ------
     CaptureError
         If the processor does not tile the image as planned.
     """
-    name, layout = plan.shown[example], plan.layouts[example]
+    name = plan.images_of(example)[number]
     if problem := plan.facts[name].problem:
         return LoadedImage(name, problem=(problem, "unreadable_image"))
     try:
@@ -143,15 +157,26 @@ def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Imag
     except (InvalidInputError, OSError) as error:
         reason = f"{plan.settings.image_path(name)} could be read during planning and cannot be read now ({error})"
         return LoadedImage(name, problem=(reason, "unreadable_image"))
-    small = None if plan.store.thumbnail is None else thumbnail(image, plan.store.thumbnail, layout.view)
+    view = None if plan.further else plan.layouts[example].view
+    small = None if plan.store.thumbnail is None or name in plan.shots else thumbnail(image, plan.store.thumbnail, view)
     if prepare is None:
         return LoadedImage(name, small)
     prepared = prepare(image)
-    check_cut(plan, example, prepared)
+    check_cut(plan, example, prepared, number)
     return LoadedImage(name, small, prepared)
 
 
-def check_cut(plan: ExtractionPlan, example: int, prepared: PreparedImages) -> None:
+def side_by_side(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
+    """One thumbnail (height, width, 3) of the thumbnails of several images, from left to right."""
+    height, width = thumbnails[0].shape[:2]
+    stops = [width * k // len(thumbnails) for k in range(len(thumbnails) + 1)]
+    parts = [
+        thumbnail(Image.fromarray(each), (height, stop - start)) for each, start, stop in zip(thumbnails, stops, stops[1:], strict=False)
+    ]
+    return np.concatenate(parts, 1) if len(thumbnails) > 1 else thumbnails[0]
+
+
+def check_cut(plan: ExtractionPlan, example: int, prepared: PreparedImages, number: int = 0) -> None:
     """Refuse an image that the processor tiles differently from the plan.
 
     Raises
@@ -160,17 +185,19 @@ def check_cut(plan: ExtractionPlan, example: int, prepared: PreparedImages) -> N
         Naming both tilings.
     """
     (cut,) = prepared.cuts
-    if cut != plan.layouts[example].cut:
+    planned = plan.layouts[example].cuts[number]
+    if cut != planned:
         raise CaptureError(
-            f"expected the processor to tile {plan.shown[example]} into {plan.layouts[example].cut} as planned, found {cut}; report this "
+            f"expected the processor to tile {plan.images_of(example)[number]} into {planned} as planned, found {cut}; report this "
             "with the image's size and the model's name"
         )
 
 
-def first_per_image(plan: ExtractionPlan, examples: Iterable[int]) -> Iterator[int]:
-    """The first example of each image."""
+def first_per_image(plan: ExtractionPlan, examples: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The first example of each image, and the image's number among those of the example."""
     seen: set[str] = set()
     for k in examples:
-        if plan.shown[k] not in seen:
-            seen.add(plan.shown[k])
-            yield k
+        for number, name in enumerate(plan.images_of(k)):
+            if name not in seen:
+                seen.add(name)
+                yield k, number

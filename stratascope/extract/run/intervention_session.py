@@ -13,14 +13,22 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
+from stratascope.extract.plan.answer_tokens import ABSENT
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
-from stratascope.extract.plan.intervention_plan import check_same_extraction, settings_of_store, with_stored_pixels
-from stratascope.extract.run.extraction import BATCH_TOKENS, plan_extraction, require_extract_extra
+from stratascope.extract.plan.intervention_plan import (
+    BATCH_TOKENS,
+    check_same_extraction,
+    reruns_whole_prompts,
+    settings_of_store,
+    with_stored_pixels,
+)
+from stratascope.extract.run.extraction import plan_extraction, require_extract_extra
 from stratascope.store import ActivationStore
 from stratascope.store.io.durable import write_output
 
 if TYPE_CHECKING:
-    from stratascope.extract.run.intervention import Edits, Interventions, Measured
+    from stratascope.extract.run.intervention import Measured
+    from stratascope.extract.run.residual_edits import Edits, Interventions
 
 BLOCK = 16
 """Examples whose results are cached together."""
@@ -186,7 +194,8 @@ def _fill(
     from stratascope.extract.run.device_memory import OutOfMemory, attempt
     from stratascope.extract.run.halvings import Halvings, read_halvings
     from stratascope.extract.run.inputs import check_cut, shown_image
-    from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions, pass_tokens
+    from stratascope.extract.run.intervention import Answers, InterventionRunner, pass_tokens
+    from stratascope.extract.run.residual_edits import DeviceEdits, Interventions
     from stratascope.extract.run.self_check import LIMITS
     from stratascope.extract.run.session import ExtractionSession
     from stratascope.extract.run.vision_features import FeatureCache, feature_budget
@@ -194,22 +203,27 @@ def _fill(
     session = ExtractionSession(plan, batch_tokens)
     session.kept = Halvings(by_shard=read_halvings(cache), path=cache)
     model, limits = session.model, LIMITS[str(plan.provenance["model"]["dtype"])]
-    runner = InterventionRunner(model, session.request.choices)
+    whole = reruns_whole_prompts(plan)
+    runner = InterventionRunner(model, whole=whole)
     order = [int(k) for block in pending for k in block.examples]
-    session.features = FeatureCache([plan.shown[k] for k in order], feature_budget(model.device))
+    session.features = FeatureCache([name for k in order for name in plan.images_of(k)], feature_budget(model.device))
     names = list(dict.fromkeys(name for part in design.parts for name in part))
 
     def batch_of(example: int) -> Any:
-        name = plan.shown[example]
+        names = plan.images_of(example)
 
-        def prepared() -> Any:
-            made = session.prepare(shown_image(plan, name))
-            check_cut(plan, example, made)
+        def prepared(number: int) -> Any:
+            made = session.prepare(shown_image(plan, names[number]))
+            check_cut(plan, example, made, number)
             return made
 
+        def features(number: int) -> Any:
+            return session.compute_features(example, prepared(number), names[number])
+
         if model.accepts_features:
-            return session.batch([example], {}, [session.features.obtain(name, lambda: session.compute_features(example, prepared()))])
-        return session.batch([example], prepared().tensors)
+            obtain = session.features.obtain
+            return session.batch([example], {}, [obtain(name, partial(features, number)) for number, name in enumerate(names)])
+        return session.batch([example], prepared(0).tensors)
 
     def edits_of(fold: int) -> Interventions:
         edits = {place: DeviceEdits.of(stack, model.device) for place, stack in design.stacks(fold).items()}
@@ -217,11 +231,14 @@ def _fill(
 
     def measured(example: int, batch: Any, chosen: Interventions, first: bool, most: int) -> Measured:
         tokens = {name: plan.position_tokens(example, name) for name in names}
+        own = plan.tokenizer.answers(plan.examples[example]) if plan.tokenizer.scored else ()
+        choices = tuple(dict.fromkeys(answer[0] for answer in own)) or session.request.choices
         sources = None if source_vectors is None else source_vectors(example, tokens, chosen.layers)
-        trace = runner.trace(batch)
+        tracked = runner.trace(batch)
         if first:
-            _check_residual(store, example, trace, tokens, limits.inner)
-        return runner.measure(trace, tokens, chosen, sources, limits.inner, tokens_of_pass=most)
+            _check_residual(store, example, tracked.trace, tokens, limits.inner)
+        answers = Answers(choices, own, len(plan.store.choices))
+        return runner.measure_answers(tracked, answers, tokens, chosen, sources, limits.inner, tokens_of_pass=most)
 
     def free() -> None:
         session.features.clear()
@@ -246,7 +263,8 @@ def _fill(
                 if isinstance(batch, OutOfMemory):
                     raise session.too_little(f"the image {plan.shown[k]}", batch, "extract with lower `max_pixels`")
                 while len(results) == place:
-                    most = pass_tokens(session.kept.limit("interventions", block.number, place, batch_tokens), length)
+                    most = session.kept.limit("interventions", block.number, place, batch_tokens)
+                    most = most if whole else pass_tokens(most, length)
                     found = attempt(partial(measured, k, batch, ready[1], place == 0, most))
                     if not isinstance(found, OutOfMemory):
                         results.append(found)
@@ -263,6 +281,7 @@ def _fill(
 
 def _check_answers(store: ActivationStore, example: int, logits: np.ndarray, tolerance: float) -> None:
     stored = store.read("answer_logits", examples=example)
+    stored, logits = (values[np.isfinite(stored) & (stored > ABSENT)] for values in (stored, logits))
     gap = float(np.abs(logits - stored).max())
     if not gap <= tolerance * max(1.0, float(np.abs(stored).max())):
         raise ProvenanceMismatchError(

@@ -30,6 +30,7 @@ from stratascope.extract.run.loading import WHOLE, Arrangement, is_arranged, loa
 from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts, on_host
 from stratascope.extract.run.map_packing import HostMaps
 from stratascope.extract.run.reference import Reference, run_reference
+from stratascope.extract.run.tower_maps import TowerMapRequest
 from stratascope.extract.run.vision_features import (
     ImageFeatures,
     accepts_features,
@@ -199,9 +200,9 @@ class CaptureModel:
 
     @full_float32()
     @torch.inference_mode()
-    def features(self, prepared: PreparedImages, cells: CellRequest | None = None) -> ImageFeatures:
+    def features(self, prepared: PreparedImages, cells: CellRequest | None = None, maps: TowerMapRequest | None = None) -> ImageFeatures:
         """Features of one image from the vision tower, see `image_features`."""
-        return image_features(self.model, self._on_device(prepared.tensors), prepared.tensors, cells)
+        return image_features(self.model, self._on_device(prepared.tensors), prepared.tensors, cells, maps)
 
     def run(self, batch: Batch, request: CaptureRequest) -> Captured:
         """One forward pass without a cache.

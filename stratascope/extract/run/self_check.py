@@ -17,6 +17,7 @@ from stratascope.extract.families.image_tokens import PatchGrid
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
 from stratascope.extract.run.generation import with_generated_tokens
+from stratascope.extract.run.inputs import given_images
 from stratascope.extract.run.model import Captured, CaptureModel
 from stratascope.extract.run.reference import Reference
 
@@ -80,13 +81,13 @@ def load_processor(plan: ExtractionPlan) -> Any:
         raise InvalidInputError(f"{plan.source.name}: expected its processor in {plan.source.folder}, found: {error}") from error
 
 
-def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, processor: Any = None) -> Mapping[str, Any]:
+def check_prompt(plan: ExtractionPlan, example: int, images: Sequence[Image.Image], processor: Any = None) -> Mapping[str, Any]:
     """Refuse token ids that differ from those of the family's own processor.
 
     Parameters
     ----------
-    plan, example, image
-        The plan, the example number and its image.
+    plan, example, images
+        The plan, the example number and its images, see `ExtractionPlan.images_of`.
     processor
         From `load_processor`; loaded if omitted.
 
@@ -105,10 +106,10 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, process
     text = prompt_format.processor_text(plan.prompt.fill(plan.examples[example]).text)
     options: dict[str, Any] = {"add_special_tokens": prompt_format.adds_special, "return_tensors": "pt"}
     if isinstance(rule, PatchGrid):  # resized by qwen_vl_utils within the limits of the plan, which may differ from the processor's
-        width, height = rule.resize(*image.size)
-        image = fetch_image({"image": image, "resized_width": width, "resized_height": height}, image_patch_size=rule.patch)
+        sizes = [dict(zip(("resized_width", "resized_height"), rule.resize(*image.size), strict=True)) for image in images]
+        images = [fetch_image({"image": image, **size}, image_patch_size=rule.patch) for image, size in zip(images, sizes, strict=True)]
         options["do_resize"] = False
-    made: Mapping[str, Any] = processor(text=[text], images=[image], **options)
+    made: Mapping[str, Any] = processor(text=[text], images=given_images(images), **options)
     own, planned = made["input_ids"][0].numpy(), plan.layouts[example].ids
     if own.tolist() != planned.tolist():
         common = min(len(own), len(planned))

@@ -14,9 +14,10 @@ from PIL import Image
 
 from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.families.general_family import ProcessorRule, family_of
+from stratascope.extract.plan.answer_tokens import ABSENT
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
-from stratascope.extract.run.answer_scores import ABSENT, answer_scores
+from stratascope.extract.run.answer_scores import answer_scores
 from stratascope.extract.run.capture import PatchTokens, Pooling
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
 from stratascope.extract.run.generation import Generation
@@ -35,6 +36,7 @@ from stratascope.extract.run.self_check import (
     limits_of,
     load_processor,
 )
+from stratascope.extract.run.tower_maps import TowerMapRequests
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 from stratascope.extract.run.vision_tower import CellRequest
 
@@ -61,6 +63,11 @@ class ExtractionSession:
             untrained=plan.settings.untrained,
             arrangement=Arrangement(plan.settings.device_map, plan.settings.quantize),
         )
+        if len(plan.images_of(0)) > 1 and not self.model.accepts_features:
+            raise InvalidInputError(
+                f"expected a model that accepts precomputed image features for several images in a prompt, found the type "
+                f"{plan.source.config.get('model_type')}, which takes one; use another model, or one image"
+            )
         self.request = CaptureRequest(
             choices=_compared_tokens(plan),
             arrays=plan.store.record & {"value_norms", "value_logits", "head_outputs", "head_logits"},
@@ -72,7 +79,7 @@ class ExtractionSession:
             if plan.store.generated
             else None,
         )
-        self.features = FeatureCache((), 0)
+        self.features, self.tower_maps = FeatureCache((), 0), TowerMapRequests(plan)
         self.checked = self.knocked = self.scored = False
         self.on_checked: Callable[[], object] = lambda: None
         """Called once, after the first batch agreed with the model."""
@@ -99,11 +106,11 @@ class ExtractionSession:
             self.on_checked()
         return pending
 
-    def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
-        """Features of the image of an example, from the vision tower."""
-        cells, tower = self._vision_cells[0].get(self.plan.shown[example]), family_of(self.plan.source).tower
+    def compute_features(self, example: int, prepared: PreparedImages, name: str) -> ImageFeatures:
+        """Features of the image `name` of an example, from the vision tower."""
+        cells, tower = self._vision_cells[0].get(name), family_of(self.plan.source).tower
         request = CellRequest(cells, self.plan.layouts[example].grid, tower) if cells and tower else None
-        return self.model.features(prepared, request)
+        return self.model.features(prepared, request, self.tower_maps.request(example))
 
     def knock_out(self, example: int, batch: Callable[[], Batch], block: int, place: int) -> np.ndarray:
         """Knockout effects of an example, from a batch of it alone; sub-batches are halved permanently when memory runs out.
@@ -170,13 +177,14 @@ class ExtractionSession:
             If memory does not suffice for the backward pass of one example.
         """
         pair, want = (self.request.choices[0], self.request.choices[1]), self.plan.store.record & ARRAYS
+        want -= frozenset() if self.plan.has_map[example] else {"gradient_maps"}
         found = attempt(lambda: self.model.gradients(batch(), pair, want))
         if isinstance(found, OutOfMemory):
             tokens = len(self.plan.layouts[example].ids)
             raise self.too_little(
                 f"the backward pass of one example of {tokens} tokens",
                 found,
-                "leave hiding_estimate and gradient_rollout out of `record`",
+                "leave hiding_estimate, gradient_rollout and gradient_maps out of `record`",
             )
         return found
 
@@ -240,10 +248,11 @@ class ExtractionSession:
                     chosen[k].append(known[key])
         return sets, chosen
 
-    def load(self, example: int) -> LoadedImage:
-        """The image of an example; prepared for the model unless its features are cached."""
-        known = self.plan.shown[example] in self.features
-        return load_image(self.plan, example, None if known else self.prepare)
+    def load(self, place: tuple[int, int]) -> LoadedImage:
+        """An image by example and number; prepared for the model unless its features are cached."""
+        example, number = place
+        known = self.plan.images_of(example)[number] in self.features
+        return load_image(self.plan, example, None if known else self.prepare, number)
 
     def prepare(self, image: Image.Image) -> PreparedImages:
         """Inputs of one image, from the family's own processor."""
@@ -261,7 +270,8 @@ class ExtractionSession:
         for place in np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CHECKED)).round().astype(int)):
             row = int(finite[place])
             example = batch.members[row]
-            made = check_prompt(self.plan, example, shown_image(self.plan, self.plan.shown[example]), processor)
+            images = [shown_image(self.plan, name) for name in self.plan.images_of(example)]
+            made = check_prompt(self.plan, example, images, processor)
             tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
             order = image_token_order_of(self.plan, self.model, example, made)
             if captured.generated is not None:
@@ -284,10 +294,11 @@ class ExtractionSession:
         return {row: np.arange(*self.plan.layouts[k].spans["image"]) for row, k in enumerate(members) if self.plan.has_patches[k]}
 
     def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
-        """A batch with pixels of its images."""
+        """A batch with pixels of its images, those of an example one after the other."""
         each = [self.prepare(image) for image in images]
-        for k, prepared in zip(members, each, strict=True):
-            check_cut(self.plan, k, prepared)
+        places = [(k, number) for k in members for number in range(len(self.plan.images_of(k)))]
+        for (k, number), prepared in zip(places, each, strict=True):
+            check_cut(self.plan, k, prepared, number)
         return self.batch(members, joined(each).tensors)
 
     def batch(self, members: Sequence[int], images: Mapping[str, torch.Tensor], features: Sequence[ImageFeatures] = ()) -> Batch:
@@ -312,7 +323,8 @@ class ExtractionSession:
             ids[row, : lengths[row]] = plan.layouts[k].ids
         segments = []
         if "vision_residual" in plan.store.record and features:
-            segments = [(row, segment) for row, k in enumerate(members) for segment in self._vision_cells[1][k]]
+            per = len(features) // len(members)  # an example's own image is the last
+            segments = [((row + 1) * per - 1, segment) for row, k in enumerate(members) for segment in self._vision_cells[1][k]]
         entry = None
         if "vision_output" in plan.store.record:
             entry = Pooling.of([plan.vision_tokens(k) for k in members])

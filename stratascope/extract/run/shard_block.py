@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stratascope.extract.run.block_arrays import empty_arrays, fill, leave_out_unstorable
+from stratascope.extract.run.block_arrays import empty_arrays, fill, fill_vision_maps, leave_out_unstorable
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
 from stratascope.extract.run.gradients import ARRAYS
-from stratascope.extract.run.inputs import LoadedImage, first_per_image, joined, shown_image
+from stratascope.extract.run.inputs import LoadedImage, first_per_image, joined, shown_image, side_by_side
 from stratascope.extract.run.model import Batch, PendingCapture
 from stratascope.extract.run.pipeline import BackgroundQueue, prefetch
 from stratascope.extract.run.session import ExtractionSession
@@ -54,7 +54,13 @@ class BlockStore(Protocol):
 
 
 def fill_blocks(
-    session: ExtractionSession, store: BlockStore, blocks: Sequence[int], bar: Any, on_checked: Callable[[], object] = lambda: None
+    session: ExtractionSession,
+    store: BlockStore,
+    blocks: Sequence[int],
+    bar: Any,
+    on_checked: Callable[[], object] = lambda: None,
+    *,
+    in_bucket: bool = False,
 ) -> None:
     """Fill blocks in order: threads prepare images ahead of the model and store its results behind it.
 
@@ -73,15 +79,18 @@ def fill_blocks(
         A progress bar; updated by the number of finished examples.
     on_checked
         Called once, after the first batch agreed with the model and before anything is written.
+    in_bucket
+        Whether the store is in a bucket: two blocks are then sent at once, so that the line is busy while one of them is claimed, finished
+        or marked.
     """
     session.on_checked = on_checked
     readers, writers = session.threads
-    writing_threads, waiting = writing_room(session.plan.store, writers)
+    writing_threads, waiting = writing_room(session.plan.store, max(writers, 2) if in_bucket else writers)
     members = {block: session.in_order(store.block_examples(block)) for block in blocks}
     session.features = FeatureCache(
-        (session.plan.shown[k] for each in members.values() for k in each), feature_budget(session.model.device)
+        (name for each in members.values() for k in each for name in session.plan.images_of(k)), feature_budget(session.model.device)
     )
-    wanted = (k for block in blocks for k in first_per_image(session.plan, members[block]))
+    wanted = (place for block in blocks for place in first_per_image(session.plan, members[block]))
     with (
         BackgroundQueue("write", threads=writing_threads, waiting=waiting) as writing,
         BackgroundQueue("fill", waiting=BATCHES_WAITING) as filling,
@@ -130,8 +139,8 @@ class ShardBlock:
         self._session, self._first, self._images, self._filling, self._bar = session, first, images, filling, bar
         self._block, self._place = first // session.plan.store.block, 0
         self._loaded: dict[str, LoadedImage] = {}
-        self._features: dict[int, ImageFeatures] = {}
-        self.arrays = empty_arrays(session.plan.store, count, int(session.plan.has_patches[first : first + count].sum()))
+        self._features: dict[int, list[ImageFeatures]] = {}
+        self.arrays = empty_arrays(session.plan, first, count)
         """All arrays of the block; complete once all `batches` are done."""
         self.batches: list[Future[Any]] = []
 
@@ -151,34 +160,37 @@ class ShardBlock:
         self._session.failed |= leave_out_unstorable(self._session.plan, self._first, self.arrays)
 
     def _ready(self, example: int) -> bool:
-        """Load the image of an example or its features; false, with the reason recorded, if that is impossible."""
+        """Load the images of an example or their features; false, with the reason recorded, if that is impossible."""
         session, place = self._session, example - self._first
         if example in session.failed:
             return False
-        name = session.plan.shown[example]
-        while name not in self._loaded:
-            loaded = next(self._images)
-            self._loaded[loaded.name] = loaded
-        loaded = self._loaded[name]
-        if loaded.problem:
-            session.failed[example], status = loaded.problem
+        names = session.plan.images_of(example)
+        for name in names:
+            while name not in self._loaded:
+                found = next(self._images)
+                self._loaded[found.name] = found
+        images = [self._loaded[name] for name in names]
+        problem = next((loaded.problem for loaded in images if loaded.problem), None)
+        if problem:
+            session.failed[example], status = problem
             self.arrays["status"][place] = STATUS_CODES[status]
             self._bar.update(1)
             return False
-        if loaded.thumbnail is not None:
-            self.arrays["thumbnail"][place] = loaded.thumbnail
+        if small := [loaded.thumbnail for loaded in images if loaded.thumbnail is not None]:
+            self.arrays["thumbnail"][place] = side_by_side(small)
         if session.model.accepts_features and example not in self._features:
-            self._features[example] = session.features.obtain(name, lambda: self._compute(example, loaded))
-            self._loaded[name] = replace(loaded, prepared=None)
+            obtain = session.features.obtain
+            self._features[example] = [obtain(each.name, partial(self._compute, example, each)) for each in images]
+            self._loaded |= {loaded.name: replace(loaded, prepared=None) for loaded in images}
         return True
 
     def _compute(self, example: int, loaded: LoadedImage) -> ImageFeatures:
         session = self._session
         prepared = loaded.prepared or session.prepare(shown_image(session.plan, loaded.name))  # its features were evicted in the meantime
-        found = attempt(lambda: session.compute_features(example, prepared))
+        found = attempt(lambda: session.compute_features(example, prepared, loaded.name))
         if isinstance(found, OutOfMemory):  # the second time with nothing else in the device's memory
             self._free_memory()
-            found = attempt(lambda: session.compute_features(example, prepared))
+            found = attempt(lambda: session.compute_features(example, prepared, loaded.name))
         if isinstance(found, OutOfMemory):
             raise session.too_little(f"the image {loaded.name}", found, "lower `max_pixels`")
         return found
@@ -212,7 +224,11 @@ class ShardBlock:
             if k not in session.failed:
                 gradients, tokens = session.token_gradients(k, partial(self._batch, [k])), len(session.plan.layouts[k].ids)
                 for name, values in gradients.arrays.items():
-                    if name in self.arrays:
+                    if name in ("gradient_maps", "gradient_scale"):
+                        place = int(session.plan.has_map[self._first : k].sum())
+                        self.arrays[name][place] = 0
+                        self.arrays[name][place][(..., *[slice(tokens)] * (values.ndim - 1))] = values.cpu().numpy()
+                    elif name in self.arrays:
                         self.arrays[name][k - self._first, ..., :tokens] = values.cpu().numpy()
         for place, k in enumerate(members, self._place):
             if k in chosen and k not in session.failed:
@@ -224,13 +240,14 @@ class ShardBlock:
     def _batch(self, members: list[int]) -> Batch:
         session = self._session
         if session.model.accepts_features:
-            return session.batch(members, {}, [self._features[k] for k in members])
-        prepared = [self._loaded[session.plan.shown[k]].prepared for k in members]
+            return session.batch(members, {}, [each for k in members for each in self._features[k]])
+        prepared = [self._loaded[name].prepared for k in members for name in session.plan.images_of(k)]
         return session.batch(members, joined([each for each in prepared if each is not None]).tensors)
 
     def _fill(self, batch: Batch, coming: PendingCapture) -> bool:
         at = np.array(batch.members) - self._first
         self._session.failed |= fill(self._session.plan, batch.members, coming.result(), at, self.arrays)
+        fill_vision_maps(self._session.plan, batch.members, [each.maps for each in batch.features], self._first, self.arrays)
         self._bar.update(len(batch.members))
         return True
 

@@ -33,6 +33,10 @@ class Segment:
         return slice(self.row + 1, self.row + 1 + self.slots.stop - self.slots.start)
 
 
+Edit = Callable[[torch.Tensor, Segment, int], torch.Tensor]
+"""(row, token, d) residual stream of a segment's slots, the segment and the layer -> the edited rows."""
+
+
 def segments(windows: Sequence[tuple[int, int, int]], slots: int, rows: int) -> Iterator[list[Segment]]:
     """The variants of a position in passes of at most `rows` rows, in the order of their first layers.
 
@@ -69,8 +73,8 @@ class TailPass:
     trace: Trace
     start: int
 
-    def run(self, made: Sequence[Segment], edit: Callable[[torch.Tensor, Segment, int], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output of the last block at the final token, and which rows were changed at all.
+    def run(self, made: Sequence[Segment], edit: Edit, kept: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output of the last block at the last tokens, and which rows were changed at all.
 
         Parameters
         ----------
@@ -78,11 +82,13 @@ class TailPass:
             Segments, by first layer.
         edit
             (rows, tail token, d), segment and layer -> the edited rows.
+        kept
+            Number of last tokens.
 
         Returns
         -------
         tuple
-            (row, d) in the model's precision, and (row,) bool.
+            (row, kept, d) in the model's precision, and (row,) bool.
         """
         trace, start = self.trace, self.start
         rows = made[-1].edited.stop
@@ -102,7 +108,7 @@ class TailPass:
                     hidden[segment.edited] = after
             if layer < len(self.blocks):
                 hidden = self._block(layer, hidden)
-        return hidden[:, -1], changed
+        return hidden[:, -kept:], changed
 
     def _block(self, block: int, hidden: torch.Tensor) -> torch.Tensor:
         trace, start = self.trace, self.start

@@ -44,13 +44,13 @@ class TimedSession(ExtractionSession):
             torch.cuda.synchronize(self.model.device)
         self.spent.setdefault(name, []).append(self.clock() - begin)
 
-    def load(self, example: int) -> LoadedImage:
+    def load(self, place: tuple[int, int]) -> LoadedImage:
         with self.timed("images"):
-            return super().load(example)
+            return super().load(place)
 
-    def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
+    def compute_features(self, example: int, prepared: PreparedImages, name: str) -> ImageFeatures:
         with self.timed("vision tower"):
-            features = super().compute_features(example, prepared)
+            features = super().compute_features(example, prepared, name)
         self.feature_bytes = max(self.feature_bytes, features.bytes)
         return features
 

@@ -16,6 +16,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.duration import ExtractionTiming, Sample, Stage
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.store_contents import store_contents
+from stratascope.extract.run.block_arrays import held_examples
 from stratascope.extract.run.inputs import first_per_image
 from stratascope.extract.run.session import ExtractionSession
 from stratascope.extract.run.shard_block import ShardBlock
@@ -150,18 +151,18 @@ class _Run:
         """Run a batch through all stages; returns its arrays and the seconds of the model."""
         session, plan = self._session, self._plan
         session.spent.clear()
-        session.features = FeatureCache((plan.shown[k] for k in members), feature_budget(self._device))
-        images = (session.load(k) for k in first_per_image(plan, members))
+        session.features = FeatureCache((name for k in members for name in plan.images_of(k)), feature_budget(self._device))
+        images = (session.load(place) for place in first_per_image(plan, members))
         place = plan.store.block_examples(members[0] // plan.store.block)
         begin = session.clock()
         work = ShardBlock(session, place.start, len(place), images, ImmediateQueue(session), NoBar())
         work.run(members)
         seconds = session.clock() - begin - sum(map(sum, session.spent.values()))
         at, found = np.array(members) - place.start, {}
-        held = plan.has_patches[place.start : place.stop]
         for spec in plan.store.arrays():
             if spec.name in work.arrays:
-                rows = np.array([int(held[:k].sum()) for k in at if held[k]], np.intp) if spec.mask else at
+                held = held_examples(plan, spec)[place.start : place.stop]
+                rows = np.array([int(held[:k].sum()) for k in at if held[k]], np.intp)
                 found[spec.name] = work.arrays[spec.name].take(rows, spec.example_axis)
         return found, seconds
 
@@ -184,6 +185,7 @@ class _Run:
             plan,
             examples=[plan.examples[k] for k in members],
             shown=[plan.shown[k] for k in members],
+            further=[plan.further[k] for k in members] if plan.further else (),
             layouts=[plan.layouts[k] for k in members],
             has_map=plan.has_map[list(members)],
             has_patches=plan.has_patches[list(members)],
@@ -220,7 +222,7 @@ class _Run:
         chosen = [] if plan.knockouts is None else [k for k in np.flatnonzero(plan.knockouts.chosen) if k not in plan.failed]
         work = {
             "images": sum(len(list(first_per_image(plan, block))) for block in blocks.values()),
-            "vision tower": self._tower_passes([plan.shown[k] for batch in batches for k in batch]),
+            "vision tower": self._tower_passes([name for batch in batches for k in batch for name in plan.images_of(k)]),
             "gradients": sum(map(self._tokens, batches)),
             "knockouts": float(plan.token_counts[chosen].sum()),
             "writing": float(estimate.sum()) * sum(map(len, batches)) / len(plan.examples),

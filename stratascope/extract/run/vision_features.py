@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from stratascope.errors import CaptureError
+from stratascope.extract.run.tower_maps import TowerMapRequest
 from stratascope.extract.run.vision_tower import CellRequest, capturing_vision, find_tower
 from stratascope.extract.run.window_attention import windows_in_one_call
 
@@ -54,12 +56,14 @@ class ImageFeatures:
     """Blocks before which Granite 4 adds the features `deep`."""
     sizes: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """On the host: all whole numbers that the processor made of the image, such as its patch grid and size."""
+    maps: np.ndarray | None = None
+    """(block, view, token, token) uint8, on the host: packed attention maps of the tower."""
 
     @property
     def bytes(self) -> int:
         """Memory of the features in bytes."""
         held = [self.pooled, *self.deep, *([] if self.vision is None else [self.vision])]
-        return sum(values.numel() * values.element_size() for values in held)
+        return sum(values.numel() * values.element_size() for values in held) + (0 if self.maps is None else self.maps.nbytes)
 
     @property
     def tokens(self) -> int:
@@ -86,7 +90,11 @@ def _feature_owners(model: Any) -> list[Any]:
 
 
 def image_features(
-    model: Any, image: Mapping[str, torch.Tensor], on_host: Mapping[str, torch.Tensor], cells: CellRequest | None = None
+    model: Any,
+    image: Mapping[str, torch.Tensor],
+    on_host: Mapping[str, torch.Tensor],
+    cells: CellRequest | None = None,
+    maps: TowerMapRequest | None = None,
 ) -> ImageFeatures:
     """Run the vision tower on one image.
 
@@ -100,10 +108,18 @@ def image_features(
         The same on the host.
     cells
         The cells over which the tower's residual stream is averaged; None: it is not captured.
+    maps
+        How the tower's attention maps are captured; None: they are not.
+
+    Raises
+    ------
+    CaptureError
+        If the tower is not as `cells` or `maps` expect.
     """
     known = _feature_parameters(model)
     seen = cells.capture(model, image) if cells else None
     with (
+        maps.capturing(model, image) if maps else nullcontext() as heard,
         windows_in_one_call(getattr(getattr(model, "model", None), "visual", None)),
         capturing_vision(find_tower(model), seen) if seen else nullcontext(),
     ):
@@ -111,6 +127,11 @@ def image_features(
             **{name: values for name, values in image.items() if name in known}, return_dict=True
         )
     found = getattr(output, "deepstack_features", None) or ()
+    if found and maps:
+        raise CaptureError(
+            "expected image features that enter the decoder once for vision_maps, found further ones for later blocks (deepstack); leave "
+            "vision_maps out of `record`"
+        )
     layers = tuple(level[0] for level in found if isinstance(level[0], int))
     deep = tuple(_only(level[1] if layers else level) for level in found)
     name = "pooler_output" if layers or getattr(output, "pooler_output", None) is not None else "last_hidden_state"
@@ -126,6 +147,7 @@ def image_features(
         name,
         layers,
         {key: values for key, values in on_host.items() if not values.is_floating_point()},
+        heard.array if heard else None,
     )
 
 

@@ -136,16 +136,39 @@ def vision_capture(tower: nn.Module, grid: torch.Tensor, segments: Sequence[tupl
     unit = config.spatial_merge_size**2
     cells = (grid.prod(-1) // unit).cpu()
     offsets = torch.cat([torch.zeros(1, dtype=cells.dtype), cells.cumsum(0)])
-    place = torch.arange(int(offsets[-1]))
-    if getattr(config, "window_size", None):
-        order, _ = get_vision_window_index(
-            grid.cpu(), spatial_merge_size=config.spatial_merge_size, window_size=config.window_size, patch_size=config.patch_size
-        )
-        place = torch.argsort(order)
+    place = _cell_places(config, grid, int(offsets[-1]))
     chosen = [place[offsets[image] + torch.from_numpy(np.asarray(which, np.int64))] for image, which in segments]
     index = torch.cat([(units[:, None] * unit + torch.arange(unit)).flatten() for units in chosen])
     lengths = torch.tensor([len(units) * unit for units in chosen])
     return VisionCapture(index.to(grid.device), lengths.to(grid.device))
+
+
+def _cell_places(config: Any, grid: torch.Tensor, cells: int) -> torch.Tensor:
+    """(cell,) place of each merged cell among those of the blocks: they are in window order where there are windows."""
+    if not getattr(config, "window_size", None):
+        return torch.arange(cells)
+    order, _ = get_vision_window_index(
+        grid.cpu(), spatial_merge_size=config.spatial_merge_size, window_size=config.window_size, patch_size=config.patch_size
+    )
+    return torch.argsort(order)
+
+
+def patch_places(tower: Any, grid: torch.Tensor) -> torch.Tensor:
+    """(patch,) place of each patch of one image, in raster order, among those of the blocks of a tower over merged patches.
+
+    Parameters
+    ----------
+    tower
+        The vision model.
+    grid
+        (1, 3): frames, rows and columns of patches.
+    """
+    merge = int(tower.config.spatial_merge_size)
+    rows, columns = int(grid[0, 1]), int(grid[0, 2])
+    row, column = torch.arange(rows)[:, None], torch.arange(columns)
+    cell = (row // merge) * (columns // merge) + column // merge
+    place = _cell_places(tower.config, grid, rows * columns // merge**2)
+    return (place[cell] * merge**2 + row % merge * merge + column % merge).flatten()
 
 
 def view_capture(tower: Any, pixels: torch.Tensor, request: CellRequest) -> VisionCapture:

@@ -6,7 +6,7 @@ A photo has some 30 windows in each of 28 blocks for Qwen2.5-VL, of at most four
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,10 +15,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from stratascope.errors import CaptureError
 
 NAME = "stratascope_flash_windows"
 """Name of the attention function. Where it holds "flash", transformers passes the bounds of all windows in one call."""
+
+HEARD = "stratascope_heard"
+"""Name of the attention function of towers without windows, while it is heard."""
 
 
 @dataclass
@@ -45,6 +52,33 @@ class Windows:
 
 
 _windows: ContextVar[Windows | None] = ContextVar("stratascope_windows", default=None)
+
+Hear = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float, list[torch.Tensor] | None], None]
+"""Receives module, query, key, mask, factor of the scores, and (window, patch) indices of windows of each size; None: no windows."""
+_hear: ContextVar[Hear | None] = ContextVar("stratascope_hear", default=None)
+
+
+@contextmanager
+def hearing_attention(tower: nn.Module, hear: Hear) -> Iterator[None]:
+    """While open, `hear` receives the inputs of every attention in `tower`, which stays stock SDPA; to be entered before
+    `windows_in_one_call`."""
+    configs: dict[int, Any] = {id(config): config for module in tower.modules() if (config := getattr(module, "config", None)) is not None}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    token = _hear.set(hear)
+    try:
+        for key, config in configs.items():
+            if before[key] == "sdpa" and not _windowed(tower):
+                config._attn_implementation = HEARD
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+        _hear.reset(token)
+
+
+def _windowed(tower: nn.Module) -> bool:
+    """Whether transformers gives the attention of a tower the bounds of its windows."""
+    return any("cu_seqlens" in inspect.signature(kind.forward).parameters for kind in {type(module) for module in tower.modules()})
 
 
 @contextmanager
@@ -82,11 +116,37 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """(1, patch, head, width): stock SDPA of (1, head, patch, width) within windows."""
     out = torch.empty_like(value.transpose(1, 2), memory_format=torch.contiguous_format)
-    windows = _windows.get() or Windows()
-    for index in windows.by_size(cu_seq_lens_q):
+    windows = (_windows.get() or Windows()).by_size(cu_seq_lens_q)
+    if (hear := _hear.get()) is not None:
+        hear(module, query, key, None, _factor(query, scaling), windows)
+    for index in windows:
         q, k, v = (each[0][:, index].transpose(0, 1) for each in (query, key, value))  # (window, head, patch, width)
         out[0, index] = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2)
     return out, None
 
 
+def _factor(query: torch.Tensor, scaling: float | None) -> float:
+    return float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+
+
+def _heard_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Stock SDPA, whose inputs are heard."""
+    odd = [name for name in ("s_aux", "position_bias", "softcap") if options.get(name) is not None]
+    if odd:
+        raise CaptureError(f"expected attention that is a softmax of scaled scores, found {type(module).__name__} with {', '.join(odd)}")
+    if (hear := _hear.get()) is not None:
+        hear(module, query, key, attention_mask, _factor(query, scaling), None)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)[0], None
+
+
 AttentionInterface.register(NAME, _attention)
+AttentionInterface.register(HEARD, _heard_attention)
+AttentionMaskInterface.register(HEARD, sdpa_mask)

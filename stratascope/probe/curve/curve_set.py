@@ -202,7 +202,7 @@ def with_band(curve: LayerCurve) -> LayerCurve:
     rows, family = curve.table["metric"] == curve.metric, curve.attributes["family"]
     value, draws = curve.table.loc[rows, "value"].to_numpy(), curve.draws[curve.metric].T
     groups = int(curve.examples["group"].nunique())
-    ends = score_band(value, draws, curve.metric, groups, curve.level, curve.certain, family)
+    ends = score_band(value, draws, curve.metric, groups, curve.level, curve.certain, family).ends
     table = curve.table.copy()
     for name in ("low_simultaneous", "high_simultaneous"):
         table.loc[rows, name] = ends[name]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stratascope.probe.solver.losses import loss_for, probabilities
 from stratascope.stats.auroc import auroc, auroc_influence
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import band
+from stratascope.stats.intervals import Band, band, skewed_band
 
 Floats = NDArray[Any]
 
@@ -208,7 +208,7 @@ def score_table(
     """Rows (metric, layer) with value, pointwise and simultaneous interval, and chance level; `certain` as in `band`."""
     parts = []
     for metric in values:
-        intervals = score_band(values[metric], draws[metric], metric, groups, level, certain)
+        intervals = score_band(values[metric], draws[metric], metric, groups, level, certain).ends
         parts.append(
             pd.DataFrame(
                 {
@@ -231,7 +231,11 @@ def score_band(
     level: float,
     certain: NDArray[np.bool_] | None = None,
     family: Mapping[str, Any] | None = None,
-) -> dict[str, Floats]:
-    """Ends of the intervals of a score by layer, within the range of its metric; `family` as of `CurveSet.with_family`."""
+) -> Band:
+    """Intervals of a score by layer, on the scale and within the range of its metric; `family` as of `CurveSet.with_family`."""
     wide = {name: family[name] for name in ("critical", "comparisons")} if family else {}
-    return band(value, draws, level=level, **width_of(metric, groups), certain=certain, **wide).within(score_range(metric)).ends
+    bands = band(value, draws, level=level, **width_of(metric, groups), certain=certain, **wide)
+    scale = metric.partition("_")[0]
+    if scale in ("auroc", "r2"):
+        bands = skewed_band(bands, value, draws.std(axis=0), scale, groups, level)
+    return bands.within(score_range(metric))

@@ -14,11 +14,11 @@ from stratascope.figures.drawing import LAYER_LABELS, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.claims import detectable_effect
 from stratascope.probe.curve.layer_curve import LayerCurve
-from stratascope.probe.curve.metrics import better_than_chance, score_range, width_of
+from stratascope.probe.curve.metrics import better_than_chance, score_band
 from stratascope.results.locations import file_name
 from stratascope.results.result import CHOICE, Result, new_axes, table_field
 from stratascope.results.schema import columns
-from stratascope.stats.intervals import INTERVAL, band
+from stratascope.stats.intervals import INTERVAL
 from stratascope.store.format.json_schema import each
 from stratascope.store.format.provenance import PROVENANCE
 
@@ -94,14 +94,12 @@ class ScoreGrid(
         groups = min(curve.examples["group"].nunique() for curve in curves)
         certain = np.concatenate([curve.certain for curve in curves])
         family = attributes.get("family") if name == curves[0].metric else None
-        joint = {key: family[key] for key in ("critical", "comparisons")} if family else {}
-        bands = band(table["value"].to_numpy(), draws, level=level, **width_of(name, groups), certain=certain, **joint)
+        bands = score_band(table["value"].to_numpy(), draws, name, groups, level, certain, family)
         chance = table["chance"].to_numpy()
         over = replace(bands, low_simultaneous=bands.low_simultaneous - chance)
         table["minimum_detectable_effect"] = detectable_effect(
             table["value"].to_numpy() - chance, draws, over, name, {"chance": float(chance[0])}
         )
-        bands = bands.within(score_range(name))
         table = table.assign(low_simultaneous=bands.low_simultaneous, high_simultaneous=bands.high_simultaneous)
         table["found"] = better_than_chance(table, name)
         columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]

@@ -17,7 +17,6 @@ from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.study.codelength import FRACTIONS, Codelength, portions, send
-from stratascope.probe.study.curve_assembly import label_draw_weights
 from stratascope.probe.study.layer_cache import Finished
 from stratascope.probe.study.layer_task import LayerTask, digest_of, read_layer
 from stratascope.probe.study.positions import Position, is_pair
@@ -29,9 +28,11 @@ from stratascope.results.file import ResultFile
 from stratascope.results.result import table_field
 from stratascope.results.schema import ResultSchema, columns, floats
 from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.io.example_identity import group_labels
 
+Floats = NDArray[Any]
 METRIC = "compression"
 
 
@@ -59,7 +60,8 @@ class CodelengthCurve(CurveTable, kind="codelength", command="probe", prefix="co
         best = own.iloc[int(own["value"].to_numpy().argmax())]
         bits, uniform = (best[name] / best["examples"] for name in ("bits", "uniform_bits"))
         where = f" at layer {best['layer']}" if own["layer"].nunique() > 1 else ""
-        compression = f"compression {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}]"
+        ends = f"[{best['low']:.2f}, {best['high']:.2f}]" if np.isfinite(best["low"]) else "(too few images for an interval)"
+        compression = f"compression {best['value']:.2f} {ends}"
         return f"{self.title}: {bits:.3f} bits per label{where} (uniform code {uniform:.3f}), {compression}"
 
 
@@ -119,7 +121,7 @@ def codelength_of(
     -------
     pandas.DataFrame
         One row per task, position and layer: layer, position, task, metric (compression), value, low, high, bits, uniform_bits, examples.
-        Intervals: cluster bootstrap over groups, models not refitted.
+        Intervals: see `compression_ends`; models are not refitted.
 
     Raises
     ------
@@ -153,12 +155,8 @@ def codelength_of(
             for labelling, task in enumerate(batch.tasks):
                 drawn = [[layer.codes[k][number] for number in batch.draws_of(labelling)] for layer in of_place]
                 codes = [Codelength(np.mean([code.each for code in several], axis=0), several[0].classes) for several in drawn]
-                each = bootstrap.mean(np.stack([code.each for code in codes], axis=1))
-                between = label_draw_weights(task, len(drawn[0]), len(each), settings.seed)
-                each = each + between @ np.array([[code.each.mean() for code in several] for several in drawn]).T
-                draws = np.log2(len(batch.classes)) / each
-                tail = (1 - settings.level) / 2
-                low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+                scores = np.array([[code.each.mean() for code in several] for several in drawn])
+                low, high = compression_ends(np.stack([code.each for code in codes]), scores, len(batch.classes), bootstrap, settings.level)
                 rows += [
                     {
                         "layer": layer,
@@ -175,6 +173,30 @@ def codelength_of(
                     for column, (layer, code) in enumerate(zip(study.layers, codes, strict=True))
                 ]
     return pd.DataFrame(rows)
+
+
+def compression_ends(each: Floats, drawn: Floats, classes: int, bootstrap: Bootstrap, level: float) -> tuple[Floats, Floats]:
+    """(layer,) lower and upper ends of the intervals of compressions: bootstrap-t over groups of the logarithm; NaN for fewer than 24.
+
+    Parameters
+    ----------
+    each
+        (layer, example) bits per label, means over draws of the labels.
+    drawn
+        (layer, draw) mean bits of each draw: their variance over their number is added.
+    classes
+        Number of classes.
+    bootstrap
+        Resamples of the examples' groups.
+    level
+        Of the intervals.
+    """
+    bits, error, bands = mean_ratio(each, np.ones_like(each), bootstrap, level=level, positive=True, families=np.arange(len(each)))
+    count = drawn.shape[1]
+    between = drawn.std(axis=1, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(len(bits))
+    wider = np.sqrt(1 + np.square(between / np.where(error > 0, error, np.inf)))
+    low, high = (np.log2(classes) / (bits * (end / bits) ** wider) for end in (bands.high, bands.low))
+    return low, high
 
 
 def _send_layer(task: LayerTask) -> LayerCodes:

@@ -18,6 +18,7 @@ from stratascope.probe.curve.advantage import DERIVED
 from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
 from stratascope.probe.study.batch import Batch
+from stratascope.probe.study.layer_task import unmeasured_share
 from stratascope.probe.study.positions import Position, available_at, is_pair, position_text, read_at
 from stratascope.probe.study.study import SCHEDULER, Study, plan_study
 from stratascope.probe.study.study_plan import ProbeOptions, ProbeSettings, layers_of, shows_probe_options
@@ -103,8 +104,8 @@ def transfer_matrix(
     Returns
     -------
     pandas.DataFrame
-        One row per pair of layers: layer (trained), to_layer (tested), metric, value, low, high, ..., chance. Intervals do not include
-        the noise of training.
+        One row per pair of layers: layer (trained), to_layer (tested), metric, value, low, high, ..., chance. Intervals are
+        widened for the noise of training as those of the probes are where they were trained.
 
     Raises
     ------
@@ -173,9 +174,10 @@ def transfer_of(
     weights = np.stack([answer.fold_directions for answer in answers])
     biases = np.stack([answer.fold_intercepts for answer in answers])
     alone = replace(batch, tasks=(name,), labels=batch.labels[[place]])
+    shares = np.array([answer.shares(0, unknown=unmeasured_share(batch)) for answer in answers])[..., 0]
     parts = []
     for layer in layers_of(target, settings.array, to_layers):
-        table = _test(target, alone, layer, to_position or position, weights, biases, np.asarray(study.layers), settings)
+        table = _test(target, alone, layer, to_position or position, weights, biases, shares, np.asarray(study.layers), settings)
         parts.append(table[table["metric"] == main_metric(len(batch.classes))].assign(to_layer=layer))
     return pd.concat(parts, ignore_index=True)
 
@@ -214,6 +216,7 @@ def _test(
     position: str | None,
     weights: NDArray[Any],
     biases: NDArray[Any],
+    shares: NDArray[Any],
     trained: NDArray[np.intp],
     settings: ProbeSettings,
 ) -> pd.DataFrame:
@@ -228,6 +231,6 @@ def _test(
     codes = batch.labels[0, used]
     groups = group_labels(store.examples, settings.groups)[used]
     bootstrap = Bootstrap(groups, draws=settings.draws, seed=settings.seed)
-    values, draws = score_layers(logits, codes, folds, len(batch.classes), bootstrap)
+    values, draws = score_layers(logits, codes, folds, len(batch.classes), bootstrap, *shares.T)
     certain = constant_within_folds(logits, folds)
     return score_table(trained, values, draws, chance_levels(codes, len(batch.classes)), bootstrap.count, settings.level, certain)

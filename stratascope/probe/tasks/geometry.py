@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.store.format.prompt_parts import IMAGE_POSITION
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -63,7 +64,8 @@ def _corners(examples: pd.DataFrame, *, mirrored: bool) -> dict[str, Floats]:
 
 def reads_image(position: str | None) -> bool:
     """Whether a position, or one of a pair (`subject_box+object_box`), consists of image tokens."""
-    return any(name == "image" or name.startswith("cell_") or name in BOXES for name in (position or "").split("+"))
+    names = (position or "").split("+")
+    return any(name == "image" or IMAGE_POSITION.fullmatch(name) or name.startswith("cell_") or name in BOXES for name in names)
 
 
 def reads_boxes(position: str | None) -> bool:

@@ -15,7 +15,7 @@ from stratascope.probe.tasks.numeric_values import ColumnTypes
 from stratascope.probe.tasks.task import Task, find_task
 from stratascope.store import ActivationStore
 from stratascope.store.format.provenance import same_model_files
-from stratascope.store.io.example_identity import IMAGE, IMAGE_HASH, PERCEPTUAL_HASH, group_labels
+from stratascope.store.io.example_identity import IMAGE, IMAGE_HASH, PERCEPTUAL_HASH, further_images, group_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +61,25 @@ def refuse_other_model(source: ActivationStore, target: ActivationStore, array: 
 
 
 def shared_images(source: ActivationStore, target: ActivationStore) -> NDArray[np.bool_]:
-    """(example of the target,) whether its image, or a near-duplicate, is in the source: by content where both know it, else by name."""
-    tables = [
-        store.examples.reindex(columns=[IMAGE, IMAGE_HASH, PERCEPTUAL_HASH]).astype(object).fillna("").astype(str)
-        for store in (source, target)
-    ]
+    """(example of the target,) whether an image of it, or a near-duplicate, is in the source: by content where known, else by name."""
+    first = (IMAGE, IMAGE_HASH, PERCEPTUAL_HASH)
+    columns = [first, *max((list(further_images(store.examples)) for store in (source, target)), key=len)]
+    tables = []
+    for store in (source, target):
+        table = store.examples.reindex(columns=[name for names in columns for name in names]).astype(object)
+        for names in columns[1:]:
+            if names[0] not in store.examples.columns:  # examples with fewer images
+                table[list(names)] = table[list(first)]
+        tables.append(table.fillna("").astype(str))
     # names of different stores say nothing about images with a hash
-    apart = [table.assign(**{IMAGE: f"{number}/" + table[IMAGE]}) for number, table in enumerate(tables)]
+    apart = [table.assign(**{name: f"{number}/" + table[name] for name, *_ in columns}) for number, table in enumerate(tables)]
     labels = group_labels(pd.concat(apart, ignore_index=True))
     by_content = np.isin(labels[len(tables[0]) :], labels[: len(tables[0])])
-    unknown, other_unknown = (table[IMAGE_HASH] == "" for table in tables)
-    names, other_names = (table[IMAGE] for table in tables)
-    by_name = other_names.isin(names[unknown]) | (other_unknown & other_names.isin(names))
-    return np.asarray(by_content | by_name, bool)
+    own, other = tables
+    known = {name for column, *_ in columns for name in own[column]}
+    unhashed = {name for column, sha256, _ in columns for name in own[column][own[sha256] == ""]}
+    by_name = [other[name].isin(unhashed) | ((other[sha256] == "") & other[name].isin(known)) for name, sha256, _ in columns]
+    return np.asarray(by_content | np.any(by_name, 0), bool)
 
 
 def match_tasks(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 Codec = Literal["floats", "zstd", "text", "marker"]
 When = Literal["creation", "block", "derived", "marker"]
 
-LAYER_DIMS = ("layer", "attention_layer", "vision_layer", "patch_layer")
-"""Dimensions that `layer=` selects on: residual stream at positions, attention, vision tower, residual stream at image tokens."""
+LAYER_DIMS = ("layer", "attention_layer", "vision_layer", "patch_layer", "vision_block")
+"""Dimensions that `layer=` selects on: residual stream at positions, attention, residual stream of the vision tower and at image tokens,
+attention of the vision tower."""
 POSITION_DIMS = ("position", "vision_position")
 
 
@@ -153,6 +152,26 @@ TABLE = (
         "whole attention matrix fused over heads, packed: round(255 * sqrt(value / row maximum))", True,
     ),
     ArrayKind(
+        "vision_maps", ("example", "vision_block", "view", "vision_query", "vision_key"), "uint8", 0,
+        {"example": 1, "vision_block": 1, "view": 1}, "zstd", "block",
+        "attention of the vision tower fused over heads, packed as attention_maps: tokens without a place in the image, then the patches "
+        "in raster order, of the examples in has_map; zeros beyond the tokens of a view", True, mask="has_map",
+    ),
+    ArrayKind(
+        "vision_parent", ("example", "view", "vision_token"), "int32", -1, {"example": 1}, "zstd", "block",
+        "prompt token that a token of the vision tower is part of, with the same weight as the others of that prompt token; -1: none",
+        True, gaps=True, mask="has_map",
+    ),
+    ArrayKind(
+        "vision_grid", ("example", "view", "grid_axis"), "int32", -1, {"example": 1}, "zstd", "block",
+        "rows and columns of patches of each view of the vision tower; -1 beyond the views of an image", True, gaps=True, mask="has_map",
+    ),
+    ArrayKind(
+        "vision_box", ("example", "view", "side"), "float32", _NAN, {"example": 1}, "zstd", "block",
+        "what a view shows: left, top, right, bottom as shares of what the image cells cover; NaN beyond the views of an image", True,
+        gaps=True, mask="has_map",
+    ),
+    ArrayKind(
         "value_norms", _ROW, "float16", _NAN, {"attention_layer": 1, "example": 4}, "zstd", "block",
         "norm of what each head would write if it attended to that token alone; NaN beyond n_tokens", True,
     ),
@@ -189,6 +208,15 @@ TABLE = (
         "gradient_rollout", ("example", "layer", "token"), "float32", _NAN, {"example": 1}, "zstd", "block",
         "the final token's rollout onto the tokens of each layer, of attention maps weighted by the positive part of the gradient of the "
         "answer's logit difference; NaN beyond n_tokens", True,
+    ),
+    ArrayKind(
+        "gradient_maps", ("example", "attention_layer", "query", "key"), "uint8", 0, {"example": 1, "attention_layer": 1}, "zstd", "block",
+        "attention maps weighted by the positive part of the gradient of the answer's logit difference, mean over heads, of the examples "
+        "in has_map, packed: round(255 * sqrt(value / gradient_scale))", True, mask="has_map",
+    ),
+    ArrayKind(
+        "gradient_scale", ("example", "attention_layer", "query"), "float32", _NAN, {"example": 1}, "zstd", "block",
+        "largest value of each row of gradient_maps; 0 beyond n_tokens", True, mask="has_map",
     ),
     ArrayKind(
         "knockout", ("example", "knockout_mode", "knockout_window", "knockout_target"), "float32", _NAN, {}, "zstd", "block",
@@ -241,6 +269,10 @@ TABLE = (
         "vision_layer", ("vision_layer",), "int32", -1, {}, "zstd", "creation", "vision blocks passed", beside=("vision_residual",)
     ),
     ArrayKind(
+        "vision_block", ("vision_block",), "int32", -1, {}, "zstd", "creation", "index of the block of the vision tower",
+        beside=("vision_maps",),
+    ),
+    ArrayKind(
         "patch_layer", ("patch_layer",), "int32", -1, {}, "zstd", "creation", "decoder blocks passed: 0 is what enters the first",
         beside=("patch_residual",),
     ),
@@ -249,6 +281,7 @@ TABLE = (
         "vision_position", ("vision_position",), "str", "", {}, "text", "creation", "names of positions in the vision tower",
         beside=("vision_residual", "vision_output"),
     ),
+    ArrayKind("side", ("side",), "str", "", {}, "text", "creation", "sides of a box", beside=("vision_box",)),
     ArrayKind("span", ("span",), "str", "", {}, "text", "creation", "names of spans"),
     ArrayKind("bound", ("bound",), "str", "", {}, "text", "creation", "start and stop"),
     ArrayKind("grid_axis", ("grid_axis",), "str", "", {}, "text", "creation", "rows and columns"),
@@ -277,8 +310,6 @@ GENERATED = ("generated_tokens", "generated_count", "generated_choice", "generat
 """Arrays of a store with generated tokens."""
 RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name not in ("thumbnail", *GENERATED))
 """Names allowed in a layout's `record`."""
-ANSWER_POSITION = re.compile(r"answer_(\d+)")
-"""Name of the position of one generated token, counted from 0, such as `answer_0`."""
 SHOWN_ROWS = _PAGE["example"]
 """Captions per chunk; a list of examples shows one page at a time."""
 TABLE_ROWS = 2048
@@ -287,37 +318,6 @@ NUMBER_ROWS = 1024
 """Rows per chunk of numeric columns."""
 WORD_ROWS = 1024
 """Rows per chunk of the vocabulary."""
-
-
-def generated_number(position: str) -> int | None:
-    """Which generated token a position is, counted from 0; None for a position of the prompt.
-
-    Examples
-    --------
-    >>> generated_number("answer_2"), generated_number("final")
-    (2, None)
-    """
-    found = ANSWER_POSITION.fullmatch(position)
-    return None if found is None else int(found[1])
-
-
-def with_generated(positions: Sequence[str], present: NDArray[np.bool_], count: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """(example, position) which positions exist, once the number of generated tokens is known.
-
-    Parameters
-    ----------
-    positions
-        Names.
-    present
-        (example, position) which may exist, as `position_present` says.
-    count
-        (example,) generated tokens before the end of the turn.
-    """
-    found = present.copy()
-    for column, name in enumerate(positions):
-        if (number := generated_number(name)) is not None:
-            found[:, column] &= number < count
-    return found
 
 
 def paged(least: int, examples: int) -> int:

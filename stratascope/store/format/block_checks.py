@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.store.format.arrays import ArraySpec, with_generated
+from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.generated_positions import with_generated
 from stratascope.store.format.layout import RECORDED, STATUS_CODES, StoreLayout
 
 ROW_TOLERANCE = 2e-3
@@ -35,6 +36,8 @@ class BlockFacts:
         """(n,) whether an array holds each example: all, or those of its mask."""
         if not spec.mask:
             return np.ones(len(self.examples), bool)
+        if spec.mask == "has_map":
+            return self.has_map
         return np.zeros(len(self.examples), bool) if self.patches is None else np.asarray(self.patches > 0)
 
     def only(self, kept: NDArray[np.bool_]) -> BlockFacts:
@@ -83,10 +86,12 @@ def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, A
             raise InvalidInputError(f"{name}: expected shape {shape} {spec.dims}, found {values.shape}")
         if name == "attention_maps":
             out[name] = _maps(values, facts, recorded)
+        elif name == "vision_maps":
+            out[name] = _vision_maps(layout, _bytes(name, values), arrays.get("vision_grid"), facts.only(kept), recorded[kept])
         elif np.dtype(spec.dtype).kind == "u":
             out[name] = _bytes(name, values)
         elif np.dtype(spec.dtype).kind == "i":
-            out[name] = _integers(spec, values, recorded)
+            out[name] = _integers(spec, values, recorded[kept])
         else:
             out[name] = _floats(layout, spec, values, facts.only(kept) if spec.mask else facts, recorded[kept])
     if "attention_rows" in out:
@@ -180,6 +185,29 @@ def _maps(values: NDArray[Any], facts: BlockFacts, recorded: NDArray[np.bool_]) 
             )
         if values[i, :, t:].any() or values[i, :, :, t:].any():
             raise InvalidInputError(f"attention_maps: expected zeros beyond {t} tokens of example {example}, found weights; pad with zeros")
+    return values
+
+
+def _vision_maps(
+    layout: StoreLayout, values: NDArray[np.uint8], grids: Any, facts: BlockFacts, recorded: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Check that every row of a view's own tokens is non-empty, with zeros elsewhere; all zeros for examples that failed.
+
+    A copy without vision_grid is not checked.
+    """
+    for i, example in enumerate(facts.examples):
+        for view in range(layout.vision_views if recorded[i] and grids is not None else 0):
+            patches = int(np.prod(grids[i, view])) if grids[i, view].min() > 0 else 0
+            t = patches + layout.vision_class_tokens if patches else 0
+            own = values[i, :, view]
+            if t > own.shape[-1] or not own[:, :t, :t].any(-1).all() or own[:, t:].any() or own[:, :, t:].any():
+                raise InvalidInputError(
+                    f"vision_maps: expected a whole map of {t} tokens, zeros beyond, for view {view} of example {example}, found another; "
+                    "pack each map as encode_maps does"
+                )
+        if not recorded[i] and values[i].any():
+            values = values.copy()
+            values[i] = 0
     return values
 
 

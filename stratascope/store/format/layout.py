@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store.format.arrays import GENERATED, RECORDABLE, TABLE, ArrayKind, ArraySpec, generated_number
+from stratascope.store.format.arrays import GENERATED, RECORDABLE, TABLE, ArrayKind, ArraySpec
+from stratascope.store.format.generated_positions import generated_number
 from stratascope.store.format.limits import MOST_SIDE, check_layout_sizes
 
 FORMAT = "stratascope-activations"
@@ -33,10 +34,15 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "top_logits": ("ranks",),
     "knockout": KNOCKOUT_AXES,
     "patch_residual": ("patches", "patch_layers"),
+    "vision_maps": ("vision_blocks", "vision_views", "vision_tokens"),
+    "vision_parent": ("vision_views", "vision_tokens"),
+    "vision_grid": ("vision_views",),
+    "vision_box": ("vision_views",),
 }
-_UNSAID = ("patches", "patch_layers", "softmax_layers", "generated")
-"""Fields of later releases, which a layout leaves out where they are empty: earlier ones refuse unknown fields."""
 """Array -> fields that it requires."""
+_VIEWS = ("vision_blocks", "vision_views", "vision_tokens", "vision_class_tokens")
+_UNSAID = ("patches", "patch_layers", "softmax_layers", "generated", *_VIEWS)
+"""Fields of later releases, which a layout leaves out where they are empty: earlier ones refuse unknown fields."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,14 @@ class StoreLayout:
     """Blocks with softmax attention, whose rows and maps the store holds; empty for all."""
     generated: int = 0
     """Generated tokens of an example, at most; 0: none."""
+    vision_blocks: int = 0
+    """Blocks of the vision tower whose attention `vision_maps` holds: those before the image tokens are made."""
+    vision_views: int = 0
+    """Most views of an image in the vision tower: tiles, and the whole image."""
+    vision_tokens: int = 0
+    """Most tokens of a view."""
+    vision_class_tokens: int = 0
+    """Tokens of a view before its patches."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record", frozenset(self.record))
@@ -107,7 +121,7 @@ class StoreLayout:
                 raise InvalidInputError(f"{name}: expected at least one name, found none")
         for name in ("examples", "layers", "hidden", "heads", "tokens", "block"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks", "patches", "generated"):
+        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks", "patches", "generated", *_VIEWS):
             _at_least(name, getattr(self, name), 0)
         check_layout_sizes(vars(self), self.blocks)
         unknown = self.record - set(RECORDABLE)
@@ -151,9 +165,10 @@ class StoreLayout:
         """Layer numbers along `dim`, one of LAYER_DIMS."""
         vision = tuple(range(self.vision_layers + 1))
         patches = tuple(k for k in self.patch_layers if k in self.residual_layers)
-        return {"layer": self.residual_layers, "attention_layer": self.attention_layers, "vision_layer": vision, "patch_layer": patches}[
-            dim
-        ]
+        return {
+            "layer": self.residual_layers, "attention_layer": self.attention_layers, "vision_layer": vision, "patch_layer": patches,
+            "vision_block": tuple(range(self.vision_blocks)),
+        }[dim]  # fmt: skip
 
     def positions_of(self, dim: str) -> tuple[str, ...]:
         """Position names along `dim`, one of POSITION_DIMS."""
@@ -165,6 +180,7 @@ class StoreLayout:
             "position": self.positions, "vision_position": self.vision_positions, "span": self.spans, "choice": self.choices,
             "answer_form": self.answer_forms, "knockout_mode": self.knockout_modes, "knockout_window": self.knockout_windows,
             "knockout_target": self.knockout_targets, "bound": ("start", "stop"), "grid_axis": ("rows", "columns"),
+            "side": ("left", "top", "right", "bottom"),
         }.get(dim)  # fmt: skip
 
     @property
@@ -182,6 +198,8 @@ class StoreLayout:
             "knockout_window": len(self.knockout_windows), "knockout_target": len(self.knockout_targets),
             "patch": self.patches, "patch_layer": len(self.layers_of("patch_layer")),
             "generated": self.generated, "byte": self.generated * TOKEN_BYTES,
+            "vision_block": self.vision_blocks, "view": self.vision_views, "vision_token": self.vision_tokens,
+            "vision_query": self.vision_tokens, "vision_key": self.vision_tokens, "side": 4,
         }  # fmt: skip
 
     def arrays(self) -> tuple[ArraySpec, ...]:

@@ -15,6 +15,8 @@ from stratascope.store.format.arrays import ArraySpec
 
 MOST_METADATA = 1 << 25
 """Largest zarr.json, in bytes."""
+MOST_MARKER, MOST_FILE = 1 << 16, 1 << 34
+"""Largest marker of a block, and largest other file that is read whole from a server, in bytes."""
 MOST_DEPTH = 64
 """Deepest nesting of lists and objects in JSON."""
 MOST_CHUNK, MOST_CHUNK_RATIO = 1 << 26, 200
@@ -25,6 +27,7 @@ _MOST: dict[str, int] = {
     "examples": 1 << 25, "layers": 1 << 12, "hidden": 1 << 20, "heads": 1 << 14, "tokens": 1 << 20, "block": 1 << 16,
     "head_dim": 1 << 20, "vision_layers": 1 << 12, "vision_hidden": 1 << 20, "ranks": 1 << 20,
     "patches": 1 << 20, "generated": 1 << 16,
+    "vision_blocks": 1 << 12, "vision_views": 1 << 10, "vision_tokens": 1 << 16, "vision_class_tokens": 1 << 10,
 }  # fmt: skip
 """Field of a layout -> the largest value: far beyond any model, and small enough that a stranger's metadata cannot fill memory."""
 _MOST_BLOCKS = 1 << 20
@@ -39,6 +42,15 @@ def check_metadata_size(size: int, where: str) -> None:
     """Refuse a zarr.json of more than `MOST_METADATA` bytes before it is read; StoreError names it."""
     if size > MOST_METADATA:
         raise StoreError(f"{where}: expected metadata of at most {MOST_METADATA >> 20} MB, found {size:,} bytes; fetch the file again")
+
+
+def check_file_size(size: int, key: str) -> None:
+    """Refuse a file of a size that none of a store has, before it is read from a server; StoreError names it."""
+    if key.endswith("zarr.json"):
+        check_metadata_size(size, key)
+    most = MOST_MARKER if key.startswith("written/c/") else MOST_FILE
+    if size > most:
+        raise StoreError(f"{key}: expected a file of at most {most:,} bytes, found {size:,} bytes; fetch the store from another place")
 
 
 def check_depth(value: Any, where: str) -> None:

@@ -42,6 +42,9 @@ CELL_POSITION = re.compile(r"cell_(\d+)_(\d+)")
 BOX_ROUNDING = 1e-6
 """Share of the image's side by which a box may reach outside."""
 
+IMAGE_POSITION = re.compile(r"image_([1-9]\d*)")
+"""Name of the position and the span of one of several images, such as `image_1`; `image` is then the span of all."""
+
 MOST_GROUPS = 6
 """Most rows, and most columns, of groups of image cells."""
 
@@ -146,7 +149,8 @@ def token_roles(spans: Mapping[str, Sequence[int]], length: int) -> dict[str, in
 
 def is_mean(position: str) -> bool:
     """Whether a position is a mean over several tokens."""
-    return position in ("image", "subject_box", "object_box") or position.endswith("_mean") or position.startswith("cell_")
+    whole = position in ("image", "subject_box", "object_box") or IMAGE_POSITION.fullmatch(position)
+    return bool(whole) or position.endswith("_mean") or position.startswith("cell_")
 
 
 @lru_cache(maxsize=256)
@@ -159,6 +163,15 @@ def grouped_cells(rows: int, columns: int) -> Mapping[str, NDArray[np.intp]]:
     down, across = min(rows, MOST_GROUPS), min(columns, MOST_GROUPS)
     group = row * down // rows * across + column * across // columns
     return {f"cell_{k // across}_{k % across}": np.flatnonzero(group == k) for k in range(down * across)}
+
+
+def numbered_images(count: int) -> tuple[str, ...]:
+    """Names of the positions of several images of an example; none for a single one.
+
+    >>> numbered_images(2), numbered_images(1)
+    (('image_1', 'image_2'), ())
+    """
+    return tuple(f"image_{number}" for number in range(1, count + 1)) if count > 1 else ()
 
 
 class BoxedExamples(Protocol):

@@ -25,6 +25,8 @@ _FLOATS = {"float32": 0.91, "float16": 0.51, "bfloat16": 0.415}
 """Compression ratio of float32 numbers, by the model's dtype; means over tokens are float32 numbers even if that is bfloat16."""
 _PATCHES = {"float32": 0.94, "float16": 0.61, "bfloat16": 0.48}
 """The same with zstd, which leaves next to nothing of examples without patches."""
+_VISION = {"vision_maps": 0.8, "vision_parent": 0.2}
+"""Compression ratio of attention maps of a vision tower, of tiny random ones."""
 _LOGITS = {"float32": 1.0, "float16": 0.7, "bfloat16": 0.6}
 _SAME_TOKEN, _FEW_WORDS = 0.04, 0.35
 """Layer 0 holds embeddings: the final token is the same in every example, words recur. Share of what other layers take."""
@@ -52,6 +54,7 @@ def estimate_sizes(
     knocked: float = 1.0,
     patches: NDArray[Any] | None = None,
     readout_words: int = 0,
+    vision_weights: NDArray[Any] | None = None,
 ) -> pd.DataFrame:
     """Estimate the size on disk of every array, before a model is run.
 
@@ -75,6 +78,8 @@ def estimate_sizes(
         (example,) image tokens of each example in patch_residual, 0 for examples without; None: all have the most.
     readout_words
         Rows of the unembedding in the group `lens`; 0: it is not written.
+    vision_weights
+        (example,) weights in vision_maps that are not zero, 0 for examples without; None: every token sees all of its view.
 
     Returns
     -------
@@ -106,10 +111,13 @@ def estimate_sizes(
         if not spec.by_block:
             continue
         filled = _filled_bytes(spec, lengths, mapped, share)
-        if spec.name == "attention_maps":
+        if spec.name in ("attention_maps", "gradient_maps"):
             values = _maps(layout, spec, lengths, mapped)
         elif spec.name == "patch_residual":
             values = _patches(layout, spec, patches)
+        elif spec.mask == "has_map":
+            filled = mapped.mean() if spec.name != "vision_maps" or vision_weights is None else np.sum(vision_weights) / spec.raw_bytes
+            values = spec.raw_bytes * float(filled) * _VISION.get(spec.name, 1.0)
         elif spec.name in ("gradient_input", "hiding_estimate", "gradient_rollout"):
             values = filled * _LOGITS["float32"]
         elif "token" in spec.dims:

@@ -19,7 +19,7 @@ from stratascope.errors import StoreError, out_of_memory
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.limits import check_chunk, check_member, check_metadata_size, too_deep
 from stratascope.store.io.links import StoreFolder
-from stratascope.store.io.remote import open_remote
+from stratascope.store.io.remote import PatientStore, open_remote
 from stratascope.store.io.remote_errors import UnreachableError, silenced_panics
 
 __all__ = ["GuardedStore", "UnreachableError", "checked_array", "is_url", "open_root", "open_target"]
@@ -93,6 +93,11 @@ class GuardedStore(WrapperStore[Store]):
                 f"expected values in {key}, found {what}; run `stratascope verify --repair` and extract again, or fetch it again"
             )
         return value
+
+    def forget(self, key: str | None = None) -> None:
+        """Fetch a damaged file of the Hub again when it is read next, or all files."""
+        if isinstance(self._store, PatientStore):
+            self._store.forget(key)
 
     def _check_size(self, key: str) -> None:
         """Refuse a link, oversized metadata and a zip member of an absurd decompressed size."""
@@ -177,6 +182,8 @@ def open_root(store: Store, name: str) -> zarr.Group:
     except Exception as error:  # damaged or foreign metadata fails in many ways
         if out_of_memory(error):
             raise
+        if isinstance(store, GuardedStore):
+            store.forget("zarr.json")
         if isinstance(error, RecursionError):
             raise too_deep(f"{name}: zarr.json") from error
         if _holds_results(store):

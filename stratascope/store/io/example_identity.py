@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -92,14 +92,65 @@ class ImageGroups:
         return found
 
 
-def image_groups(examples: pd.DataFrame) -> ImageGroups:
-    """Group examples by the content of their images; near-duplicates are in one group.
+def further_images(examples: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Columns with name, hash and perceptual hash of the second image of an example, then of the third, and so on."""
+    number = 2
+    while f"image_{number}" in examples.columns and f"image_{number}_sha256" in examples.columns:
+        yield f"image_{number}", f"image_{number}_sha256", f"image_{number}_phash"
+        number += 1
+
+
+def hashed_images(examples: pd.DataFrame, data: Any) -> set[tuple[str, str]]:
+    """Name and SHA-256 of all images of examples and few-shot turns; without a hash, an empty text.
 
     Parameters
     ----------
     examples
-        Table with the column `image` and, where the store holds hashes, `image_sha256` and `image_phash`.
+        The table of examples.
+    data
+        `data` of the provenance.
     """
+    columns, unhashed = [(IMAGE, IMAGE_HASH), *(each[:2] for each in further_images(examples))], [""] * len(examples)
+    found = {pair for name, sha256 in columns for pair in zip(examples[name], examples.get(sha256, unhashed), strict=True)}
+    return found | (set((data.get("shots") or {}).items()) if isinstance(data, dict) else set())
+
+
+def image_groups(examples: pd.DataFrame) -> ImageGroups:
+    """Group examples by the content of their images; near-duplicates, and all images of an example, are in one group.
+
+    Parameters
+    ----------
+    examples
+        Table with the column `image` and, where the store holds hashes, `image_sha256` and `image_phash`; further images of an example
+        are in `image_2`, `image_2_sha256`, `image_2_phash`, and so on.
+    """
+    columns = [(IMAGE, IMAGE_HASH, PERCEPTUAL_HASH), *further_images(examples)]
+    if len(columns) == 1:
+        return _groups_of_images(examples)
+    names = dict(zip(columns[0], zip(*columns, strict=True), strict=True))
+    each = pd.DataFrame({one: np.concatenate([examples[name].to_numpy(object) for name in several]) for one, several in names.items()})
+    found = _groups_of_images(each)
+    together = pd.Series(_joined(found.labels.reshape(len(columns), -1)), index=examples.index)
+    return replace(found, labels=together.to_numpy(dtype=str), captions=_repeated_captions(examples, together))
+
+
+def _joined(labels: NDArray[np.str_]) -> NDArray[np.str_]:
+    """(example,) first label of each set of examples that share one of their labels (image, example), directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    known, number = np.unique(labels, return_inverse=True)  # sorted
+    number = number.reshape(labels.shape)
+    first, others = np.broadcast_to(number[:1], number[1:].shape).ravel(), number[1:].ravel()
+    graph = coo_array((np.ones(len(first)), (first, others)), (len(known), len(known)))
+    group = connected_components(graph, directed=False)[1]
+    lowest = np.full(group.max() + 1, len(known))
+    np.minimum.at(lowest, group, np.arange(len(known)))
+    return np.asarray(known[lowest[group[number[0]]]])
+
+
+def _groups_of_images(examples: pd.DataFrame) -> ImageGroups:
+    """Groups of examples of one image each."""
     names = examples[IMAGE].astype(str)
     hashes, perceptual = (
         examples[column].fillna("").astype(str) if column in examples.columns else pd.Series("", index=examples.index)
@@ -194,9 +245,14 @@ def group_labels(examples: pd.DataFrame, column: str = IMAGE) -> NDArray[np.str_
     return image_groups(examples).labels if column == IMAGE else examples[column].to_numpy(dtype=str)
 
 
+def _further_compared(examples: pd.DataFrame) -> list[str]:
+    """Columns of further images that must agree in two stores of the same examples."""
+    return [name for columns in further_images(examples) for name in columns[:2]]
+
+
 def example_digests(examples: pd.DataFrame) -> NDArray[np.str_]:
     """(example,) 16 hexadecimal digits over image, caption, relation and label of each example."""
-    table = examples.reindex(columns=list(COMPARED)).astype(object)
+    table = examples.reindex(columns=[*COMPARED, *_further_compared(examples)]).astype(object)
     rows = table.where(table.notna(), None).to_numpy().tolist()
     return np.array([hashlib.sha256(json.dumps(row, default=str).encode()).hexdigest()[:16] for row in rows], dtype=str)
 
@@ -227,7 +283,7 @@ def refuse_other_examples(own: ActivationStore, other: ActivationStore, called: 
             f"expected {called} of the {len(ids):,} examples of {own.name}, found {len(theirs):,} in {other.name}, "
             f"{shared:,} of them the same{order}; {again}"
         )
-    for column in dict.fromkeys((*COMPARED, *also)):
+    for column in dict.fromkeys((*COMPARED, *_further_compared(own.examples), *_further_compared(other.examples), *also)):
         if column not in own.examples.columns or column not in other.examples.columns:
             continue
         mine, there = own.examples[column], other.examples[column]

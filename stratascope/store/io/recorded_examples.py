@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import NotRecordedError, UnwrittenBlockError
-from stratascope.store.format.arrays import with_generated
+from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.generated_positions import with_generated
 from stratascope.store.format.layout import RECORDED, StoreLayout
 from stratascope.store.io.access import GuardedStore
 from stratascope.store.io.selection import Selection, listing, select
@@ -66,6 +67,11 @@ def present_positions(store: ReadableStore) -> NDArray[np.bool_]:
     return with_generated(store.layout.positions, present, count)
 
 
+def masked_examples(store: ReadableStore, spec: ArraySpec) -> NDArray[np.bool_]:
+    """(example,) which examples the mask of an array keeps."""
+    return store.has_map if spec.mask == "has_map" else store.patch_counts > 0
+
+
 def held_examples(store: ReadableStore, selection: Selection) -> NDArray[np.bool_]:
     """(example,) whether the array has an example: written, recorded, with all selected positions, with a map."""
     spec = selection.spec
@@ -77,7 +83,7 @@ def held_examples(store: ReadableStore, selection: Selection) -> NDArray[np.bool
     if spec.name == "attention_maps":
         mask &= store.has_map
     if spec.mask:
-        mask &= store.patch_counts > 0
+        mask &= masked_examples(store, spec)
     if spec.position_dim is not None:
         names = [store.layout.positions_of(spec.position_dim)[i] for i in selection.along(spec.position_dim)]
         columns = [store.layout.positions.index(n) for n in names if n in store.layout.positions]
@@ -106,7 +112,7 @@ def require_recorded(store: ReadableStore, selection: Selection) -> None:
     name = selection.spec.name
     lacking = np.unique(numbers[~mask[numbers]]).tolist()
     place = "" if selection.spec.position_dim is None else ", position"
-    kept = "no patches" if selection.spec.mask else "no map"
+    kept = "no patches" if selection.spec.mask == "has_patches" else "no map"
     raise NotRecordedError(
         f"{store.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have {kept}: "
         f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; select from those",

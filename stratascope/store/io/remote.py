@@ -15,11 +15,13 @@ from typing import Any
 
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore
+from zarr.storage import MemoryStore, ObjectStore, WrapperStore
 
 from stratascope.addresses import without_secrets
 from stratascope.errors import InvalidInputError, MissingExtraError, StoreError, is_panic
-from stratascope.store.io.hub import hub_address
+from stratascope.store.format.limits import check_file_size
+from stratascope.store.io.hub import HubFolder, hub_folder
+from stratascope.store.io.hub_cache import CachedStore
 from stratascope.store.io.remote_errors import CREDENTIALS, DOCS, Refusal, UnreachableError, first_line, silenced_panics
 
 PATIENCE = 120.0
@@ -58,13 +60,14 @@ def open_remote(url: str) -> Store:
     MissingExtraError
         Without obstore.
     """
-    client = connect(url)
-    from zarr.storage import ObjectStore
+    if not url.startswith("hf://"):
+        return PatientStore(BoundedStore(connect(url), read_only=True), Server(url))
+    hub = hub_folder(url)
+    store: Store = MemoryStore(read_only=True) if hub.offline else BoundedStore(connect(url, hub=hub), read_only=True)
+    return PatientStore(CachedStore(store, hub.cache, hub.commit, hub.path, hub.offline), Server(url))
 
-    return PatientStore(ObjectStore(client, read_only=True), Server(url))
 
-
-def connect(url: str, *, retries: int | None = None) -> Any:
+def connect(url: str, *, retries: int | None = None, hub: HubFolder | None = None) -> Any:
     """Obstore's client for an address.
 
     Parameters
@@ -73,13 +76,13 @@ def connect(url: str, *, retries: int | None = None) -> Any:
         Of a folder on a web host or a prefix in a bucket.
     retries
         Retries of the client library within each request; RETRIES by default.
+    hub
+        The folder of an hf:// address.
 
     Raises
     ------
     StoreError
         For an address that cannot be used, and for credentials that are missing or cannot be used.
-    UnreachableError
-        Where the Hub knows no such repository.
     MissingExtraError
         Without obstore.
     """
@@ -89,20 +92,19 @@ def connect(url: str, *, retries: int | None = None) -> Any:
         raise MissingExtraError("expected the package obstore for reading URLs, found none; run `pip install obstore`") from error
     scheme, _, rest = url.partition("://")
     service = service_of(url)
-    hub, headers = hub_address(url) if scheme == "hf" else ("", {})
     client: dict[str, Any] = {
         "timeout": _NO_LIMIT,
         "read_timeout": timedelta(seconds=SILENCE),
         "connect_timeout": timedelta(seconds=CONNECT),
     }
-    if scheme == "http" or hub.startswith("http://") or _endpoint(service).startswith("http://"):
+    if scheme == "http" or (hub and hub.web.startswith("http://")) or _endpoint(service).startswith("http://"):
         client["allow_http"] = True
     again: Any = {"max_retries": RETRIES if retries is None else retries, "retry_timeout": timedelta(seconds=PATIENCE)}
     try:
         with silenced_panics():
             if hub:
-                client["default_headers"] = headers
-                return HTTPStore.from_url(hub, client_options=client, retry_config=again)
+                client["default_headers"] = hub.headers
+                return HTTPStore.from_url(hub.web, client_options=client, retry_config=again)
             if scheme in ("http", "https"):
                 place, client["default_headers"] = _web_address(url)
                 signed = "?" in place
@@ -229,6 +231,32 @@ class Request:
         return pause
 
 
+class BoundedStore(ObjectStore[Any]):
+    """Objects on a server, of which those of an absurd size are refused before their bytes are read."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """The bytes of a key, None where there are none.
+
+        Raises
+        ------
+        StoreError
+            For a whole file that is larger than a store's can be.
+        """
+        if byte_range is not None:
+            return await super().get(key, prototype, byte_range)
+        import obstore
+
+        try:
+            answer = await obstore.get_async(self.store, key)
+        except FileNotFoundError:
+            return None
+        check_file_size(answer.meta["size"], key)
+        return prototype.buffer.from_bytes(await answer.bytes_async())
+
+    def __str__(self) -> str:
+        return "object store"  # the text of obstore's client of Azure panics where the account comes from the environment
+
+
 class PatientStore(WrapperStore[Store]):
     """A remote store that retries requests while the server is overloaded or unreachable.
 
@@ -282,6 +310,11 @@ class PatientStore(WrapperStore[Store]):
     ) -> list[Buffer | None]:
         """As `get`, for several keys."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    def forget(self, key: str | None = None) -> None:
+        """Remove a key that turned out to be damaged from the cache of the Hub, or all keys."""
+        if isinstance(self._store, CachedStore):
+            self._store.forget(key)
 
     def names(self, folder: str) -> frozenset[str] | None:
         """Names of the files in a folder of a bucket; None where they cannot be listed, as on a web host."""

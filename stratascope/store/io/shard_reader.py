@@ -41,6 +41,10 @@ class ByteSource(Protocol):
     def names(self, folder: str) -> frozenset[str] | None:
         """Names of the files in a folder; None where they cannot be listed."""
 
+    def forget(self, key: str | None = None) -> None:
+        """Fetch a damaged file again when it is read next, or all files."""
+        return
+
 
 class FolderSource(ByteSource):
     """Files of a local folder."""
@@ -95,6 +99,9 @@ class ZarrSource(ByteSource):
         start = f"{self.store.folder}{folder}/"
         return frozenset(name.removeprefix(start) for name in self.store.wrapped._zf.namelist() if name.startswith(start))
 
+    def forget(self, key: str | None = None) -> None:
+        self.store.forget(key)
+
 
 def byte_source(store: GuardedStore) -> ByteSource:
     """Return the fastest source for a store."""
@@ -133,6 +140,7 @@ class BlockFiles:
             except UnreadError:
                 raise
             except StoreError as error:
+                self._source.forget(key)
                 raise StoreError(f"{self._name}: {key}: {error}; run `stratascope verify --repair`") from error
             return value == 1
 
@@ -166,6 +174,8 @@ class BlockFiles:
                 self._fill(spec, block, [p if i != spec.example_axis else blocks[block] for i, p in enumerate(axes)], out)
             except StoreError as error:
                 self._indices.pop(spec.key(block), None)
+                if not isinstance(error, UnreadError):
+                    self._source.forget(spec.key(block))
                 return error
             return None
 

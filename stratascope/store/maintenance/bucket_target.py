@@ -9,7 +9,7 @@ from stratascope.errors import StoreError
 from stratascope.store.io.bucket import Bucket, Parts
 from stratascope.store.io.bucket_claims import bucket_claim
 from stratascope.store.io.durable import lost_files
-from stratascope.store.io.store_files import ROOT, begin, finish
+from stratascope.store.io.store_files import FILES_AT_ONCE, ROOT, begin, finish
 from stratascope.store.io.writer_locks import CLAIMS
 from stratascope.store.maintenance.copy_target import CopyTarget
 
@@ -31,6 +31,8 @@ class BucketTarget(CopyTarget):
     UnreachableError
         The server refuses or does not answer.
     """
+
+    at_once = FILES_AT_ONCE
 
     def __init__(self, url: str, what: str) -> None:
         self._bucket = Bucket(url)

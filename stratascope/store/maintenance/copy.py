@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
-from stratascope.store.format.arrays import GENERATED, ArraySpec, generated_number
+from stratascope.store.format.arrays import GENERATED, ArraySpec
+from stratascope.store.format.generated_positions import generated_number
 from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
@@ -21,7 +25,7 @@ from stratascope.store.io.create import empty_store
 from stratascope.store.io.overview import LENS, bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.readout import stored_files
-from stratascope.store.io.recorded_examples import require_written
+from stratascope.store.io.recorded_examples import masked_examples, require_written
 from stratascope.store.io.remote import refuse_unwritable
 from stratascope.store.io.remote_errors import UnreachableError
 from stratascope.store.io.selection import Examples, Layers, Positions, Selection, example_numbers, listing
@@ -125,22 +129,16 @@ def copy_store(
         for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():
             into.put(key, partial(_whole, data))
         specs = {s.name: s for s in layout.arrays()}
-        for block in blocks:
-            members = layout.block_examples(block)
-            chosen = numbers[members.start : members.stop]
-            for name, spec in specs.items():
-                if spec.by_block:
-                    key = spec.key(block)
-                    held = store.patch_counts[chosen] > 0 if spec.mask else None
-                    size = _kept(into, spec, key, len(members), held)
-                    if size is None:
-                        values = store.fetch(_selection(store, layout, name, chosen if held is None else chosen[held]))
-                        size = into.put(key, partial(encode_file, spec, values, held))
-                    sizes[name] = sizes.get(name, 0) + size
-            into.put(f"written/c/{block}", partial(_whole, encode_chunk(specs["written"], np.ones(1, np.uint8))))
-            done += 1
-            if progress is not None:
-                progress(done, len(blocks))
+        by_block = [spec for spec in specs.values() if spec.by_block]
+        tasks = ([partial(_copy_file, store, layout, numbers, into, spec, block) for spec in by_block] for block in blocks)
+        with closing(_results(tasks, into.at_once)) as results:
+            for block, found in zip(blocks, results, strict=True):
+                for spec, size in zip(by_block, found, strict=True):
+                    sizes[spec.name] = sizes.get(spec.name, 0) + size
+                into.put(f"written/c/{block}", partial(_whole, encode_chunk(specs["written"], np.ones(1, np.uint8))))
+                done += 1
+                if progress is not None:
+                    progress(done, len(blocks))
         if "residual" in layout.record:
             for key, data in stored_files(byte_source(store.files_of), store.name).items():
                 sizes[LENS] = sizes.get(LENS, 0) + into.put(key, partial(_whole, data))
@@ -173,6 +171,38 @@ def copy_summary(target: str | Path, taken: pd.DataFrame) -> str:
 
 def _whole(data: bytes) -> list[bytes]:
     return [data]
+
+
+def _copy_file(
+    store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int64], into: CopyTarget, spec: ArraySpec, block: int
+) -> int:
+    """Copy the values of an array of a block; the bytes of its file."""
+    members = layout.block_examples(block)
+    chosen = numbers[members.start : members.stop]
+    held = masked_examples(store, spec)[chosen] if spec.mask else None
+    size = _kept(into, spec, spec.key(block), len(members), held)
+    if size is not None:
+        return size
+    values = store.fetch(_selection(store, layout, spec.name, chosen if held is None else chosen[held]))
+    return into.put(spec.key(block), partial(encode_file, spec, values, held))
+
+
+def _results(tasks: Iterable[Sequence[Callable[[], int]]], at_once: int) -> Generator[list[int], None, None]:
+    """Results of the tasks of each block, in order; `at_once` tasks run at once, of two blocks at most."""
+    if at_once == 1:
+        yield from ([task() for task in each] for each in tasks)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            running: deque[list[Future[int]]] = deque()
+            for each in tasks:
+                running.append([pool.submit(task) for task in each])
+                if len(running) == 2:
+                    yield [task.result() for task in running.popleft()]
+            for last in running:
+                yield [task.result() for task in last]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int, held: NDArray[np.bool_] | None) -> int | None:

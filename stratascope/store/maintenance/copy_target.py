@@ -25,7 +25,10 @@ except ImportError:  # Windows
 
 
 class CopyTarget(Protocol):
-    """Files by key, written one after the other."""
+    """Files by key."""
+
+    at_once: int = 1
+    """Files that may be written at once."""
 
     def kept(self, key: str) -> bytes | None:
         """Bytes of a file that an earlier, interrupted copy left; None where there is none."""

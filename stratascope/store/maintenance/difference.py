@@ -16,6 +16,7 @@ from stratascope.store.format.provenance import differences
 from stratascope.store.io.overview import LENS, LONGEST_VALUE, shortened
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.readout import read_readout
+from stratascope.store.io.recorded_examples import masked_examples
 from stratascope.store.io.selection import Selection
 from stratascope.store.io.shard_reader import byte_source
 
@@ -146,7 +147,7 @@ def _compare(left: ActivationStore, right: ActivationStore, name: str, pairs: ND
         there = left.written[pairs[:, 0] // left.layout.block] & right.written[pairs[:, 1] // right.layout.block]
         pairs = pairs[there]
     if a.mask:  # fill elsewhere
-        pairs = pairs[(left.patch_counts[pairs[:, 0]] > 0) & (right.patch_counts[pairs[:, 1]] > 0)]
+        pairs = pairs[masked_examples(left, a)[pairs[:, 0]] & masked_examples(right, a)[pairs[:, 1]]]
     axes = _common_axes(left, right, name)
     values = different = 0
     largest, at = 0.0, ""

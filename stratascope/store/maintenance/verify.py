@@ -22,6 +22,7 @@ from stratascope.store.format.limits import parse_json
 from stratascope.store.format.shards import decode_chunk, decode_file
 from stratascope.store.format.tables import MOST_CHUNKS, as_numpy
 from stratascope.store.io.create import known_digest
+from stratascope.store.io.example_identity import hashed_images
 from stratascope.store.io.overview import LENS, bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.readout import read_readout, stored_files
@@ -262,7 +263,7 @@ class _Check:
             if spec.by_block:
                 if spec.mask and facts is None:  # no facts about it: `creation` reports that
                     continue
-                held = None if facts is None or facts.patches is None or not spec.mask else facts.patches[part] > 0
+                held = None if facts is None or not spec.mask else facts.held(spec)[part]
                 found = self._file(spec, block, len(members), held)
                 if found is not None:
                     values[spec.name] = found
@@ -294,17 +295,16 @@ class _Check:
         if "image_sha256" not in examples and not isinstance(whole, str):
             self._problem(-1, "images", str(folder), "expected hashes of images in the store, found none: they cannot be compared")
             return
-        hashes: dict[str, str] = {}
-        for name in sorted(set(examples["image"])):
+        hashes, wanted = dict[str, str](), hashed_images(examples, stated)
+        for name in sorted({name for name, _ in wanted}):
             try:
                 hashes[name] = hashlib.sha256(read_image_file(image_path(folder, name))).hexdigest()
             except (OSError, ValueError) as error:
                 self._problem(-1, "images", name, f"expected to read the image, found: {error}")
-        if "image_sha256" in examples:
-            for name, wanted in dict(zip(examples["image"], examples["image_sha256"], strict=True)).items():
-                if name in hashes and wanted not in ("", hashes[name]):  # what was never read has no hash
-                    self._problem(-1, "images", name, "expected the image that was recorded, found another")
-        elif len(hashes) == examples["image"].nunique():
+        for name, sha256 in sorted(wanted):
+            if name in hashes and sha256 not in ("", hashes[name]):
+                self._problem(-1, "images", name, "expected the image that was recorded, found another")
+        if "image_sha256" not in examples and len(hashes) == examples["image"].nunique():
             total = hashlib.sha256("".join(f"{n}\0{h}\n" for n, h in hashes.items()).encode()).hexdigest()
             if total != whole:
                 self._problem(-1, "images", str(folder), "expected the images that were recorded, found others (their joint hash differs)")
@@ -323,8 +323,7 @@ class _Check:
         data = self.source.get(key)
         if data is None:
             raise StoreError("expected a file, found none")
-        self.seen[array][0] += 1
-        self.seen[array][1] += len(data)
+        self.seen[array] = [self.seen[array][0] + 1, self.seen[array][1] + len(data)]
         if not data:
             raise StoreError("expected a file, found an empty one")
         return data
@@ -339,6 +338,7 @@ class _Check:
 
     def _problem(self, block: int, array: str, file: str, problem: str) -> None:
         self.problems.append((block, array, file, problem))
+        self.source.forget(file if block >= 0 else None)
 
 
 def _chunk_keys(path: str, array: dict[str, Any]) -> list[str]:

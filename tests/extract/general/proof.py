@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,21 @@ import torch
 from transformers import GenerationConfig
 
 from stratascope.errors import CaptureError
-from stratascope.extract.families.general_family import MERGED_TOWERS, ProcessorRule
+from stratascope.extract.families.general_family import MERGED_TOWERS, ONE_IMAGE, ProcessorRule, reruns_whole
 from stratascope.extract.families.image_tokens import ImageTokens
+from stratascope.extract.plan.answer_tokens import ABSENT
 from stratascope.extract.run.capture import Capture, Pooling, capturing
 from stratascope.extract.run.decoder import attention_blocks, find_decoder
 from stratascope.extract.run.general_inputs import general_inputs, image_tensors, image_token_id
 from stratascope.extract.run.generation import Generation
 from stratascope.extract.run.inputs import PreparedImages
+from stratascope.extract.run.intervention import Answers, InterventionRunner
 from stratascope.extract.run.model import Batch, Captured, CaptureModel, CaptureRequest
-from stratascope.extract.run.vision_tower import CellRequest, find_tower, tower_blocks
+from stratascope.extract.run.residual_edits import DeviceEdits, Interventions, changed_layers
+from stratascope.extract.run.tower_maps import TowerMapRequest
+from stratascope.extract.run.vision_tower import CellRequest, find_tower, patch_places, tower_blocks
 from tests.extract.general.tiny import Tiny, build, image_processor, photo, words
+from tests.extract.hooked import drawn_edits, hooked_logits, plain_edit
 
 ROWS, INNER = 1e-5, 2e-4
 """Differences of attention weights; of residual streams and logits, relative to their size."""
@@ -34,6 +40,10 @@ WITHOUT_CACHE = ("blip-2",)
 """Types that return no key-value cache, so that nothing can be generated."""
 GENERATED = 4
 """Tokens that are generated."""
+SEVERAL = ((300,), (301, 302), (301, 303, 304))
+"""Answers of several tokens."""
+LONG = 1000
+"""Tokens of a prompt beyond which only its final token is edited, in one window."""
 LENGTHS = ((9, 3), (4, 7))
 """Words before and after the image, of each example."""
 
@@ -91,6 +101,7 @@ def prove(name: str, tiny: Tiny, *, rows: bool = True) -> Proved:
             prove_generation(model, cases)
     else:
         prove_generation(model, cases)
+    prove_interventions(model, name, cases[1])
     return Proved(count, attending, causal)
 
 
@@ -180,6 +191,71 @@ def prove_generation(model: Any, cases: list[Case]) -> bool:
                 assert captured.generated[row].tolist() == tokens
                 _close(captured.generated_residual[:, :, row], seen, INNER, "residual stream at generated tokens")
     return len(groups) > len(cases)
+
+
+def prove_interventions(model: Any, name: str, case: Case) -> None:
+    """Changes of answers of one and of several tokens by edits and patches, against plain hooks on the model, one variant at a time."""
+    ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
+    count, hidden, length = len(ours.decoder.layers), int(ours.decoder.config.hidden_size), len(case.ids)
+    shape: Any = SimpleNamespace(attention=attention_blocks(ours.decoder.config), layers=count)
+    source: Any = SimpleNamespace(config={"model_type": name})
+    assert ours.accepts_features == (name not in ONE_IMAGE)
+    runner = InterventionRunner(ours, whole=reruns_whole(source, shape))
+    image = np.flatnonzero(np.array(case.ids) == image_token_id(model.config))[:3]
+    places = {"final": np.array([length - 1]), "word": np.array([length - 4]), "image": image}
+    windows = ((1, 2),) if length > LONG else ((0, 0), (1, 2), (count, count))
+    layers = changed_layers(windows)
+    stacks = {(position, layer): drawn_edits(2, hidden, layer, 0.3) for position in places for layer in layers}
+    patches = {
+        q: np.random.default_rng(5).normal(size=(len(layers), 1, len(each), hidden)).astype(np.float32) for q, each in places.items()
+    }
+    edits = {place: DeviceEdits.of(stack, torch.device("cpu")) for place, stack in stacks.items()}
+    parts = (("final",), ("word", "image"))[: 1 if length > LONG else 2]
+    chosen = Interventions(parts, windows, edits, sources=1)
+    features = [ours.features(PreparedImages(case.image, ((),)))] if ours.accepts_features else []
+    batch = Batch((0,), torch.tensor([case.ids]), torch.tensor([length]), {} if features else case.image, _pooling([case]), features)
+    given = (places, chosen, patches, 1e-3)
+    with torch.inference_mode():
+        tracked = runner.trace(batch)
+        one = runner.measure_answers(tracked, Answers(PAIR), *given, tokens_of_pass=10_000)
+        several = runner.measure_answers(tracked, Answers((300, 301), SEVERAL, 4), *given, tokens_of_pass=10_000)
+    model.set_attn_implementation("eager")
+
+    def logits(*edit: Any) -> np.ndarray:
+        return hooked_logits(model, _inputs(model, case.ids, case.image, 0), *edit)[list(PAIR)].numpy()
+
+    def scores(*edit: Any) -> list[float]:
+        """Summed log-probabilities of the answers."""
+        found = []
+        for answer in SEVERAL:
+            shares = hooked_logits(model, _inputs(model, [*case.ids, *answer[:-1]], case.image, len(answer) - 1), *edit, 3)
+            shares = shares[-len(answer) :].double().log_softmax(-1)
+            found.append(sum(float(shares[k, token]) for k, token in enumerate(answer)))
+        return found
+
+    untouched, moved = ({}, {}, (0, -1)), 0.0
+    plain, summed = logits(*untouched), np.array(scores(*untouched))
+    assert one.logits == pytest.approx(plain, abs=1e-4)
+    assert several.logits[:3] == pytest.approx(summed, abs=2e-4)
+    assert (several.logits[3], np.abs(several.change[..., 3]).max()) == (ABSENT, 0)
+    for p, part in enumerate(chosen.parts):
+        for w, window in enumerate(windows):
+            for slot in (1, 2):
+                made = {place: plain_edit(stack, slot) for place, stack in stacks.items() if slot < 2}
+                if slot == 2:
+                    made = {
+                        (q, layer): lambda x, rows=patches[q][k, 0]: torch.from_numpy(rows)
+                        for q in places
+                        for k, layer in enumerate(layers)
+                    }
+                edit = ({q: places[q] for q in part}, made, window)
+                expected = logits(*edit) - plain
+                assert one.change[p, w, slot] == pytest.approx(expected, abs=1e-4, rel=1e-4), (part, window, slot)
+                moved = max(moved, float(np.abs(expected).max()))
+                if window == (1, 2) and slot == 1:
+                    expected = np.array(scores(*edit)) - summed
+                    assert several.change[p, w, slot, :3] == pytest.approx(expected, abs=2e-4, rel=1e-4), (part, window, slot)
+    assert moved > 0.01, "a test in which nothing moves would show little"
 
 
 def _inputs(model: Any, ids: list[int], image: Mapping[str, torch.Tensor], generated: int) -> dict[str, Any]:
@@ -290,6 +366,34 @@ def misplaced_cells(name: str, tiny: Tiny) -> list[str]:
             changed = torch.nonzero((found[what] - before[what]).abs().amax(-1) > 1e-5)[:, 0].tolist()
             if changed != [row * columns + column]:
                 wrong.append(f"cell {row}, {column} of {rows} x {columns} changes {what} of {changed}")
+    return wrong
+
+
+def misplaced_patches(name: str, tiny: Tiny) -> list[str]:
+    """Patches that leave the tower and whose change moves other image tokens than the one of their square."""
+    model, asked = build(name, tiny), image_processor(name, tiny)
+    ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
+    made = image_tensors(asked(images=[photo(0, 256, 192)], return_tensors="pt"))
+    rows, columns = made["image_grid_thw"][0, 1:].tolist()
+    tower = find_tower(model)
+    blocks, order = tower_blocks(tower), patch_places(tower, made["image_grid_thw"])
+    request = TowerMapRequest(len(blocks), 0, ((rows, columns),))
+    plain = ours.features(PreparedImages(made, ((),)), maps=request)
+    merge, wrong = int(asked.merge_size), []
+    assert plain.maps.shape == (len(blocks), 1, rows * columns, rows * columns)
+    for row, column in ((0, 0), (1, 2), (rows - 1, columns - 1), (rows // 2, 1)):
+        place = int(order[row * columns + column])
+
+        def change(module: Any, args: Any, output: Any, place: int = place) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden.view(-1, hidden.shape[-1])[place] += torch.linspace(-3, 2, hidden.shape[-1])
+
+        handle = blocks[-1].register_forward_hook(change)
+        moved = ours.features(PreparedImages(made, ((),))).pooled
+        handle.remove()
+        found = torch.nonzero((moved - plain.pooled).reshape(plain.tokens, -1).abs().amax(-1) > 1e-5)[:, 0].tolist()
+        if found != [row // merge * (columns // merge) + column // merge]:
+            wrong.append(f"patch {row}, {column} of {rows} x {columns} changes {found}")
     return wrong
 
 

@@ -18,19 +18,24 @@ from stratascope.analysis.rollout_result import rollout_examples  # noqa: E402
 from stratascope.analysis.sinks import PLACES, places_of  # noqa: E402
 from stratascope.errors import InvalidInputError, NotRecordedError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
+from stratascope.extract.families.general_family import ONE_IMAGE  # noqa: E402
+from stratascope.extract.families.image_tokens import TILES  # noqa: E402
 from stratascope.extract.model_files import ModelSource  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
-from stratascope.extract.plan.intervention_plan import settings_of_store  # noqa: E402
+from stratascope.extract.plan.intervention_plan import bare_passes, later_cost, reruns_whole_prompts  # noqa: E402
 from stratascope.extract.plan.settings import TOP_TOKENS  # noqa: E402
-from stratascope.extract.plan.token_layout import TILES, PromptTokenizer  # noqa: E402
+from stratascope.extract.plan.token_layout import PromptTokenizer  # noqa: E402
 from stratascope.extract.run.decoder import attention_blocks, complete_outputs, find_decoder  # noqa: E402
-from stratascope.extract.run.general_model import general_model  # noqa: E402
+from stratascope.extract.run.general_model import AskedProcessor, general_model  # noqa: E402
+from stratascope.extract.run.intervention_session import plan_of_store, run_interventions  # noqa: E402
+from stratascope.extract.run.whole_pass import WholePass  # noqa: E402
 from stratascope.store import ActivationStore, StoreLayout, verify  # noqa: E402
 from tests.extract import saved  # noqa: E402
 from tests.extract.general.folders import save  # noqa: E402
 from tests.extract.general.processors import FILES  # noqa: E402
 from tests.extract.general.tiny import photo  # noqa: E402
 from tests.extract.general.types import RESIDUALS, TYPES  # noqa: E402
+from tests.extract.hooked import DrawnDesign  # noqa: E402
 
 SIZES = [(120, 80), (80, 120), (97, 61), (200, 60)]
 CAPTIONS = [
@@ -221,7 +226,7 @@ def test_knockouts_are_refused_for_blocks_without_softmax_attention(extracted: t
             plan_extraction(asked)
         return
     if name == "llama4":
-        with pytest.raises(InvalidInputError, match=r"without knockout .* whose attention is scaled by position"):
+        with pytest.raises(InvalidInputError, match=r"without knockout .* whose last tokens cannot run alone"):
             plan_extraction(asked)
         return
     plan = plan_extraction(replace(asked, limit=1))
@@ -263,6 +268,37 @@ def test_a_layout_without_softmax_layers_is_as_earlier_releases_wrote_it() -> No
         layout.subset(softmax_layers=(4,))
 
 
+def test_interventions_on_a_store_equal_plain_hooks_at_the_planned_cost(
+    extracted: tuple[str, Path, Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where some block has no softmax attention, or no positions of single tokens, each variant is a whole prompt."""
+    name, folder, _ = extracted
+    store = ActivationStore.open(folder / "store.zarr")
+    plan = plan_of_store(store, folder / "store.zarr", data=(photos / "rows.jsonl",), images=photos, device="cpu")
+    assert reruns_whole_prompts(plan) == (name in (*SOME, "llama4"))
+    design, rows, inner = DrawnDesign(plan, (2,)), [], WholePass.run
+
+    def counted(self: WholePass, made: Any, *given: Any) -> Any:
+        rows.append(made[-1].edited.stop - (name in ONE_IMAGE))
+        return inner(self, made, *given)
+
+    monkeypatch.setattr(WholePass, "run", counted)
+    measured = run_interventions(plan, store, design, cache=tmp_path / "cache", key="a")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    complete_outputs(model)
+    choices = list(plan.tokenizer.choice_ids.values())
+    for row, k in enumerate(design.examples):
+        inputs = _official(folder, plan, k).to(torch.float32)
+        plain, changed = design.hooked(lambda k, inputs=inputs: inputs, model, k, 1)
+        np.testing.assert_allclose(measured.logits[row], plain[0, choices], atol=2e-4)
+        np.testing.assert_allclose(measured.change[row], (changed - plain)[:, 0, choices], rtol=1e-4, atol=1e-4)
+        assert np.abs(measured.change[row]).max() > 0.05
+    planned = bare_passes(plan, design.examples, [(part, first) for part in design.parts for first, _ in design.windows], design.slots)
+    if reruns_whole_prompts(plan):
+        assert planned == pytest.approx(1 + sum(rows) / len(design.examples))
+    assert later_cost(plan, 10, None)
+
+
 def test_the_tower_is_recorded_where_the_cells_of_its_patches_are_known(extracted: tuple[str, Path, Any], photos: Path) -> None:
     name, folder, _ = extracted
     asked = _settings(folder, photos, record=("residual", "vision_residual"), limit=1)
@@ -289,8 +325,6 @@ def test_analyses_of_a_store_say_what_it_has_no_place_or_softmax_for(extracted: 
     if name in SOME:
         with pytest.raises(NotRecordedError, match="expected softmax attention in all 4 blocks, found it in"):
             rollout_examples(store)
-        with pytest.raises(InvalidInputError, match="expected softmax attention in all blocks"):
-            settings_of_store(store)
         return
     found = rollout_examples(store)
     start, stop = store.spans["image"][0]
@@ -299,3 +333,58 @@ def test_analyses_of_a_store_say_what_it_has_no_place_or_softmax_for(extracted: 
     places = places_of(store, np.arange(len(store)))
     assert (places == PLACES.index("image_edge")).any() == (name == "qwen3_vl_moe")
     assert (places == PLACES.index("image_inside")).any() or name == "qwen3_vl_moe"
+
+
+TWO = ("aya_vision", "llama4", "qwen3_vl_moe", *FEW)
+
+
+@pytest.fixture(scope="module")
+def pairs(photos: Path) -> Path:
+    """Rows that show two of the photos, beside a prompt with a few-shot turn and its photo."""
+    photo(9, 90, 90).save(photos / "shot.png")
+    turn = '[[shots]]\nimage = "shot.png"\ncaption = "The dog is on the mat."\nanswer = "True"\n'
+    (photos / "few.toml").write_text(f'text = "True or false: {{caption}} Answer True or False."\nanswers = ["True", "False"]\n{turn}')
+    shown = [[f"{a}.png", f"{b}.png"] for a, b in ((0, 1), (2, 3), (3, 2))]
+    rows = [{"image": names, "caption": CAPTIONS[2][0], "relation": "on", "label": k % 2} for k, names in enumerate(shown)]
+    (photos / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return photos / "pairs.jsonl"
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in TWO])
+def test_two_images_after_a_few_shot_turn_have_the_tokens_of_the_chat_template(
+    name: str, photos: Path, pairs: Path, tmp_path: Path
+) -> None:
+    folder = save(name, TYPES[name], FILES[name], tmp_path)
+    asked = _settings(folder, photos, prompt=str(photos / "few.toml"), record=("residual", "attention_rows"))
+    plan = plan_extraction(replace(asked, examples=(pairs,)))
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    for k, layout in enumerate(plan.layouts):
+        first, *images = [{"type": "image", "image": open_image(photos / name)} for name in plan.images_of(k)]
+        (shot,), text = plan.prompt.shots, {"type": "text", "text": plan.prompt.fill(plan.examples[k]).text}
+        turns = [
+            {"role": "user", "content": [first, {"type": "text", "text": shot.text}]},
+            {"role": "assistant", "content": [{"type": "text", "text": shot.answer}]},
+            {"role": "user", "content": [*images, text]},
+        ]
+        made = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+        assert layout.ids.tolist() == list(made["input_ids"][0])
+        own = np.flatnonzero(layout.ids == plan.tokenizer.image_id)
+        assert own[0] < layout.spans["image"][0]
+        assert own[-1] + 1 == layout.spans["image"][1]
+        assert (layout.spans["image_1"][0], layout.spans["image_2"][1]) == layout.spans["image"]
+    report = run_extraction(plan, tmp_path / "s.zarr")  # its first batch is compared with the model's own processor
+    assert not report.failed
+
+
+def test_types_that_take_one_image_are_refused(photos: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save("mllama", TYPES["mllama"], FILES["mllama"], tmp_path)
+    asked = replace(_settings(folder, photos), examples=(pairs,), record=("residual",))
+    with pytest.raises(InvalidInputError, match="several images in a prompt, found the type mllama, which takes one"):
+        plan_extraction(asked)
+    asked = replace(asked, model=str(save("qwen3_5", TYPES["qwen3_5"], FILES["qwen3_5"], tmp_path / "other")))
+    real = AskedProcessor.__call__
+    monkeypatch.setattr(
+        AskedProcessor, "__call__", lambda self, text, *images, special: real(self, text, *images[:1] * len(images), special=special)
+    )
+    with pytest.raises(InvalidInputError, match="writes each of 2 images as it writes a single one"):
+        plan_extraction(asked)

@@ -9,9 +9,9 @@ pytest.importorskip("transformers")
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES  # noqa: E402
 
-from stratascope.extract.families.general_family import RASTER, REFUSED  # noqa: E402
+from stratascope.extract.families.general_family import PATCHED, RASTER, REFUSED  # noqa: E402
 from stratascope.extract.run import attention_function  # noqa: E402
-from tests.extract.general.proof import misplaced_cells, prove  # noqa: E402
+from tests.extract.general.proof import misplaced_cells, misplaced_patches, prove  # noqa: E402
 from tests.extract.general.types import RESIDUALS, TYPES, UNPROVED  # noqa: E402
 
 FEW = ("aya_vision", "ernie4_5_vl_moe", "lfm3_vl", "mistral3", "qwen3_5", "shieldgemma2")
@@ -47,6 +47,11 @@ def test_every_type_of_transformers_is_in_the_table() -> None:
 )
 def test_a_cell_of_the_grid_is_its_place_in_the_image(name: str) -> None:
     assert not misplaced_cells(name, TYPES[name])
+
+
+@pytest.mark.parametrize("name", sorted(PATCHED - {"mistral3"}))  # which test_tower_maps.py has
+def test_an_image_token_is_made_of_the_patches_of_its_square(name: str) -> None:
+    assert not misplaced_patches(name, TYPES[name])
 
 
 @pytest.mark.parametrize("name", ["kimi_k25", "lfm3_vl"])

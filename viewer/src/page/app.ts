@@ -102,7 +102,7 @@ export class App {
     this.#header = header(titleOf(store), {
       meter, opening, copy: () => void this.copyLink(), before: [this.list.toggle, this.#compare, this.#toOverview, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.exports.png()], ["Numbers (CSV)", () => this.exports.csv()]])],
     });
-    this.#main = h("main", { class: store.imported ? "imported" : "" }, this.list.element, this.#stage, this.#side.element, this.#tokens, this.#overview.element);
+    this.#main = h("main", { class: store.imported ? "imported" : "" }, this.list.element, this.#stage, this.#tokens, this.#side.element, this.#overview.element);
     root.replaceChildren(this.#header, this.#main, this.#notice.element, this.#live);
     onMapsRead((done, total) => setText(this.#live, done < total ? `reading maps, ${done} of ${total}` : "maps read"));
     this.#arrange();

@@ -4,7 +4,7 @@ import { MEASURES, type Measure } from "../store/measures.ts";
 import { hideTip, showTip } from "./dom.ts";
 import { clamp, weight } from "./numbers.ts";
 
-/** What there is to read: (row, column) cells with their weights, of which the first is the prompt's token `first`. */
+/** What there is to read: (row, column) cells with their weights, of which the first is the prompt's token `first`; -1: none is a token. */
 export interface Cells { grid: readonly [rows: number, columns: number]; weights: Float64Array; first: number; measure: Measure }
 
 export class CellReader {
@@ -68,5 +68,5 @@ export class CellReader {
 function textOf({ grid, weights, first, measure }: Cells, cell: number): string {
   const rank = weights.reduce((n, v) => n + (Math.abs(v) > Math.abs(weights[cell]!) ? 1 : 0), 1);
   return `row ${Math.floor(cell / grid[1]) + 1}, column ${(cell % grid[1]) + 1}\n${weight(weights[cell]!, MEASURES[measure])}\n`
-    + `${rank} of ${weights.length} · token ${first + cell}`;
+    + `${rank} of ${weights.length}${first < 0 ? "" : ` · token ${first + cell}`}`;
 }

@@ -3,7 +3,7 @@
 import { MEASURES, ofToken } from "../store/measures.ts";
 import { PARTS } from "../store/parts.ts";
 import { h } from "./dom.ts";
-import { aspect, drawPicture, drawRamp } from "./image.ts";
+import { drawPicture, drawRamp } from "./image.ts";
 import { weight } from "./numbers.ts";
 import type { Pane } from "./pane.ts";
 import type { PaneView, View } from "./view.ts";
@@ -19,7 +19,7 @@ const FOOT = 58;
 /** Both panes side by side, on white, as in a paper. */
 export async function picturePng(named: readonly Named[], view: View, source: string): Promise<Blob> {
   const shown = named.filter(({ pane }) => pane.picture());
-  const heights = shown.map(({ pane }) => WIDTH / aspect(pane.picture()!.grid));
+  const heights = shown.map(({ pane }) => WIDTH / pane.picture()!.ratio);
   const canvas = document.createElement("canvas");
   canvas.width = shown.length * (WIDTH + MARGIN) + MARGIN;
   canvas.height = HEAD + Math.max(...heights, 1) + FOOT + MARGIN;

@@ -9,6 +9,8 @@ export interface Box { name: "subject" | "object"; /** In shares of width and he
 export interface Picture {
   thumbnail: ImageData | null;
   grid: readonly [rows: number, columns: number];
+  /** Width over height. */
+  ratio: number;
   /** One weight a cell, row by row; null for the bare image. */
   cells: ArrayLike<number> | null;
   scale: Scale | null;

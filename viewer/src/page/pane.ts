@@ -1,8 +1,9 @@
 /** One example at one layer: its image with the map over it, the controls that choose them, and what went wrong. */
 
 import { Fault, faultOf, isAbort } from "../fault.ts";
-import { MEASURES, allLayers, offered, unavailable, weightsOf } from "../store/measures.ts";
+import { MEASURES, allLayers, offered, patchesOf, unavailable, weightsOf } from "../store/measures.ts";
 import { tokenParts } from "../store/parts.ts";
+import type { Patches } from "../store/rollout.ts";
 import type { Prompt } from "../store/store.ts";
 import { answerChips } from "./answer-chips.ts";
 import { CellReader, type Cells } from "./cell-reader.ts";
@@ -27,6 +28,8 @@ export interface Shown {
   layers: Float64Array[] | null;
   /** Of flow: the layer whose weights are exact, from a results file; the others' are upper bounds. */
   exact: number | null;
+  /** Of the rollout to patches: the map over the image, whose cells are not the prompt's tokens. */
+  patches: Patches | null;
 }
 
 const WORK_SHOWN_AFTER = 120;
@@ -110,7 +113,7 @@ export class Pane {
     signal.throwIfAborted();
     this.fault = why ?? this.fault;
     this.#barred = why !== null;
-    this.shown = { prompt, parts: tokenParts(prompt.spans, prompt.tokens), words: texts, thumbnail, logits, weights: null, layers: null, exact: null };
+    this.shown = { prompt, parts: tokenParts(prompt.spans, prompt.tokens), words: texts, thumbnail, logits, weights: null, layers: null, exact: null, patches: null };
     this.#boxes = null;
     this.#host.drawn(this.which, "example");
   }
@@ -135,10 +138,12 @@ export class Pane {
     const shown = this.shown!;
     let fault = this.fault;
     let [weights, layers]: [Float64Array | null, Float64Array[] | null] = [null, null];
+    let patches: Patches | null = null;
     if (!this.#barred) {
       try {
         const { store } = this.#host;
         [weights, layers] = await Promise.all([weightsOf(store, shown.prompt, view.layer, view, signal), unavailable(store, view, shown.prompt) ? null : allLayers(store, shown.prompt, view, signal)]);
+        if (view.measure === "patches") patches = await patchesOf(store, shown.prompt, signal);
         this.#exact = view.measure === "flow" ? await this.#host.exactFlow(view.example, view.layer) : null;
         if (this.#exact) {
           weights = this.#exact.slice(0, shown.prompt.tokens);
@@ -150,7 +155,7 @@ export class Pane {
       }
     }
     if (turn !== this.#turn) return;
-    Object.assign(shown, { weights, layers, exact: this.#exact ? view.layer : null });
+    Object.assign(shown, { weights, layers, exact: this.#exact ? view.layer : null, patches });
     this.#note(fault);
     void this.#readBoxes();
     this.paint();
@@ -210,14 +215,21 @@ export class Pane {
 
   cells(): Float64Array | null {
     const { shown } = this;
+    if (this.#now?.measure === "patches") return shown?.patches?.weights ?? null;
     const image = shown?.prompt.spans.get("image");
     if (!shown?.weights || !shown.prompt.grid || !image) return null;
     return shown.weights.subarray(image[0], image[1]);
   }
 
+  /** Rows and columns of what `cells` holds. */
+  #grid(): Patches["grid"] | null {
+    return this.shown?.patches?.grid ?? this.shown?.prompt.grid ?? null;
+  }
+
   #readable(): Cells | null {
-    const [cells, prompt] = [this.cells(), this.shown?.prompt];
-    return cells && prompt?.grid ? { grid: prompt.grid, weights: cells, first: prompt.spans.get("image")![0], measure: this.#now!.measure } : null;
+    const [cells, grid] = [this.cells(), this.#grid()];
+    const first = this.shown?.patches ? -1 : this.shown?.prompt.spans.get("image")?.[0] ?? -1;
+    return cells && grid ? { grid, weights: cells, first, measure: this.#now!.measure } : null;
   }
 
   picture(): Picture | null {
@@ -230,7 +242,7 @@ export class Pane {
     const others = view.scale === "all" && shown.layers && image ? shown.layers.map((row) => row.subarray(image[0], image[1])) : null;
     this.#own = view.scale === "all" && !others && MEASURES[this.#now!.measure].layered;
     this.#scale = cells && makeScale(this.#own ? "layer" : view.scale, cells, signed, others);
-    return { thumbnail: shown.thumbnail, grid: shown.prompt.grid ?? [1, 1], cells, scale: this.#scale, signed, boxes: view.boxes ? this.#boxes ?? [] : [] };
+    return { thumbnail: shown.thumbnail, grid: this.#grid() ?? [1, 1], ratio: aspect(shown.prompt.grid ?? [1, 1]), cells, scale: this.#scale, signed, boxes: view.boxes ? this.#boxes ?? [] : [] };
   }
 
   paint(): void {
@@ -238,7 +250,7 @@ export class Pane {
     const picture = this.picture();
     const view = this.#host.view();
     const [roomX, roomY] = [Math.max(40, frame.clientWidth - 24), Math.max(40, frame.clientHeight - 24)];
-    const ratio = picture ? aspect(picture.grid) : 4 / 3;
+    const ratio = picture?.ratio ?? 4 / 3;
     const width = Math.min(roomX, roomY * ratio);
     const height = width / ratio;
     const density = devicePixelRatio || 1;

@@ -62,6 +62,23 @@ export class TokenStrip {
     return chip;
   }
 
+  /** The token with the largest weight, and where it lies in the image the text token with the largest. */
+  #most(shown: Shown, told: (value: number) => string): string {
+    const weights = shown.weights!;
+    const [first, stop] = shown.prompt.spans.get("image") ?? [0, 0];
+    const inside = (token: number) => token >= first && token < stop;
+    const largest = (fits: (token: number) => boolean) => weights.reduce((best, value, token) => (fits(token) && (best < 0 || Math.abs(value) > Math.abs(weights[best]!)) ? token : best), -1);
+    const name = (token: number) => {
+      const columns = shown.prompt.grid?.[1];
+      if (inside(token)) return columns ? `image row ${Math.floor((token - first) / columns) + 1}, column ${((token - first) % columns) + 1}` : `image token ${token - first}`;
+      return visible(shown.words?.[token] ?? `#${shown.prompt.ids[token]}`);
+    };
+    const top = largest(() => true);
+    if (top < 0 || !weights[top]) return "";
+    const text = inside(top) ? largest((token) => !inside(token)) : -1;
+    return ` · most: ${name(top)}, ${told(weights[top]!)}${text >= 0 && weights[text] ? `; of the text ${name(text)}, ${told(weights[text]!)}` : ""}`;
+  }
+
   #read(token: number): void {
     const final = this.#shown!.prompt.tokens - 1;
     this.#change({ token: token === this.#reader || token === final ? -1 : token, measure: "attention", heads: "mean" });
@@ -103,7 +120,8 @@ export class TokenStrip {
       if (stop - start > 1) setText(label, `${this.#chips[k]!.text} · ${facts.additive ? "" : "up to "}${weight(sums[k]!, facts)}`);
     });
     const how = !facts.layered ? "" : ofToken(pane) ? `, read by token ${reader} ${visible(shown.words?.[reader] ?? "")}` : facts.perHead ? (pane.heads === "one" ? `, head ${pane.head}` : pane.heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`) : "";
-    setText(this.#note, `${facts.layered ? `${facts.name.toLowerCase()}, layer ${pane.layer}${how}` : describe(pane).toLowerCase()} · full colour at ${facts.signed ? "±" : ""}${weight(scale.high, facts, 2).replace("+", "")}`);
+    const most = this.#most(shown, (value) => weight(value, facts));
+    setText(this.#note, `${facts.layered ? `${facts.name.toLowerCase()}, layer ${pane.layer}${how}` : describe(pane).toLowerCase()}${most} · full colour at ${facts.signed ? "±" : ""}${weight(scale.high, facts, 2).replace("+", "")}`);
     this.#tip = (chip) => {
       const { start, stop, text } = chip;
       const part = partName(PARTS[shown.parts[start]!]!);

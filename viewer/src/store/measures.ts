@@ -4,10 +4,10 @@ import { Fault } from "../fault.ts";
 import { effectsOf, hidingOf, notMeasured, overTokens } from "./knockouts.ts";
 import { decodeMap, decodeRow } from "./packing.ts";
 import { tokenParts } from "./parts.ts";
-import { flowBounds, rollout } from "./rollout.ts";
+import { enteringTower, flowBounds, patchPicture, rollout, throughBlock, type Patches } from "./rollout.ts";
 import type { Prompt, Store } from "./store.ts";
 
-export type Measure = "attention" | "norm" | "attribution" | "rollout" | "flow" | "knockout" | "hiding" | "gradient";
+export type Measure = "attention" | "norm" | "attribution" | "rollout" | "relevance" | "patches" | "flow" | "knockout" | "hiding" | "gradient";
 export type Heads = "mean" | "max" | "one";
 export interface Choice {
   measure: Measure;
@@ -55,6 +55,14 @@ export const MEASURES: Record<Measure, MeasureFacts> = {
     name: "Rollout", unit: "share", signed: false, perHead: false, fused: "", additive: true, layered: true, rare: false,
     explains: "attention rollout of the final token onto the inputs of this layer (Abnar & Zuidema 2020)",
   },
+  relevance: {
+    name: "Gradient rollout", unit: "share", signed: false, perHead: false, fused: "", additive: true, layered: true, rare: true,
+    explains: "rollout onto the inputs of this layer through attention maps weighted by the positive part of the gradient of the answer's logit difference, as shares (Chefer et al. 2021)",
+  },
+  patches: {
+    name: "Rollout to patches", unit: "share", signed: false, perHead: false, fused: "", additive: true, layered: false, rare: true,
+    explains: "attention rollout of the final token through decoder and vision tower onto the patches of the image; of tokens, onto the decoder's inputs",
+  },
   flow: {
     name: "Flow", unit: "share", signed: false, perHead: false, fused: "", additive: false, layered: true, rare: false,
     explains: "upper bound of the attention flow to each input token of this layer (Abnar & Zuidema 2020)",
@@ -76,7 +84,8 @@ export const MEASURES: Record<Measure, MeasureFacts> = {
 
 const RECORD: Record<Measure, readonly string[]> = {
   attention: ["attention_rows"], norm: ["attention_rows", "value_norms"], attribution: ["attention_rows", "value_logits"],
-  rollout: ["attention_maps"], flow: ["attention_maps"], knockout: ["knockout"], hiding: ["hiding_estimate"], gradient: ["gradient_input"],
+  rollout: ["attention_maps"], relevance: ["gradient_rollout"],
+  patches: ["attention_maps", "vision_maps", "vision_parent", "vision_grid", "vision_box"], flow: ["attention_maps"], knockout: ["knockout"], hiding: ["hiding_estimate"], gradient: ["gradient_input"],
 };
 
 /** The measures that a store's page offers. */
@@ -127,6 +136,8 @@ export async function weightsOf(store: Store, prompt: Prompt, layer: number, cho
     const rows = await chained(store, prompt, choice.measure, signal);
     return rows[store.layers.indexOf(layer)]!;
   }
+  if (choice.measure === "patches") return (await chained(store, prompt, "rollout", signal))[0]!;
+  if (choice.measure === "relevance") return (await relevance(store, prompt, signal)).get(layer)!;
   if (choice.measure === "hiding" || choice.measure === "gradient") {
     const row = await store.blockRow<Float32Array>(RECORD[choice.measure][0]!, prompt.example, signal);
     return Float64Array.from(row.subarray(0, prompt.tokens));
@@ -173,6 +184,10 @@ export function fused(heads: readonly Float64Array[], { measure, heads: how, hea
 /** Of all layers at once where that needs no further request, for charts and steps of the slider; null where it would. */
 export async function allLayers(store: Store, prompt: Prompt, choice: Choice, signal?: AbortSignal): Promise<Float64Array[] | null> {
   if (choice.measure === "rollout" || choice.measure === "flow") return (await chained(store, prompt, choice.measure, signal)).slice(0, -1);
+  if (choice.measure === "relevance") {
+    const rows = await relevance(store, prompt, signal);
+    return store.layers.map((layer) => rows.get(layer)!);
+  }
   if (ofToken(choice)) {
     if (store.layers.length * store.layout.tokens ** 2 > MAPS_UNASKED) return null;
     return Promise.all(store.layers.map((layer) => tokenRow(store, prompt, layer, choice.token, signal)));
@@ -180,6 +195,42 @@ export async function allLayers(store: Store, prompt: Prompt, choice: Choice, si
   if (choice.measure !== "attention" || choice.heads !== "mean" || !store.has("attention_mean")) return null;
   const rows = await store.attentionMean(prompt.example, signal);
   return rows.map((row) => Float64Array.from(row.subarray(0, prompt.tokens)));
+}
+
+/** Layer -> gradient rollout onto the tokens that enter it, scaled to sum to 1. */
+async function relevance(store: Store, prompt: Prompt, signal?: AbortSignal): Promise<Map<number, Float64Array>> {
+  const { rows, layers } = await store.gradientRollout(prompt.example, signal);
+  return new Map(rows.map((row, k) => {
+    const own = Float64Array.from(row.subarray(0, prompt.tokens));
+    const total = own.reduce((a, b) => a + b, 0);
+    return [layers[k]!, own.map((value) => value / total)];
+  }));
+}
+
+const patched = new WeakMap<Store, Map<number, Promise<Patches>>>();
+
+/** Rollout of the final token onto the patches of the image, one block of the vision tower at a time. */
+export function patchesOf(store: Store, prompt: Prompt, signal?: AbortSignal): Promise<Patches> {
+  let kept = patched.get(store);
+  if (!kept) patched.set(store, (kept = new Map()));
+  let found = kept.get(prompt.example);
+  if (!found) {
+    found = throughTower(store, prompt, signal);
+    kept.set(prompt.example, found);
+    found.catch(() => kept.delete(prompt.example));
+    if (kept.size > KEPT_CHAINS) kept.delete(kept.keys().next().value!);
+  }
+  return found;
+}
+
+async function throughTower(store: Store, prompt: Prompt, signal?: AbortSignal): Promise<Patches> {
+  const [rows, tower] = await Promise.all([chained(store, prompt, "rollout", signal), store.tower(prompt.example, signal)]);
+  let shares = enteringTower(rows[0]!, tower);
+  for (let block = store.arrays.shape("vision_maps")[1]! - 1; block >= 0; block--) {
+    shares = throughBlock(shares, await store.packedTowerMap(block, prompt.example, signal), tower);
+    await new Promise((next) => setTimeout(next));
+  }
+  return patchPicture(shares, tower);
 }
 
 const chains = new WeakMap<Store, Map<string, Promise<Float64Array[]>>>();

@@ -20,6 +20,8 @@ export interface Layout {
   knockout_modes?: string[];
   knockout_windows?: string[];
   knockout_targets?: string[];
+  /** Of the maps of the vision tower. */
+  vision_class_tokens?: number;
 }
 
 export interface ArrayMeta {

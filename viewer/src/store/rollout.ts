@@ -77,3 +77,74 @@ function targetCut(own: readonly Float64Array[], entering: readonly Float64Array
   }
   return least;
 }
+
+/** The tokens of the vision tower of one example: (view, token) places, of which the first `skipped` of a view are no patches. */
+export interface Tower {
+  views: number;
+  tokens: number;
+  skipped: number;
+  /** (view, token) prompt token that each is part of; -1: none. */
+  parents: Int32Array;
+  /** (view, 2) rows and columns of patches; -1 where the image has no such view. */
+  grids: Int32Array;
+  /** (view, 4) left, top, right, bottom as shares of the image. */
+  boxes: Float32Array;
+}
+
+/** A map over patches: as fine as the finest view. */
+export interface Patches { grid: readonly [rows: number, columns: number]; weights: Float64Array }
+
+/** (view, token) what each token that leaves the tower gets of a rollout onto the prompt, in equal shares of each prompt token. */
+export function enteringTower(onto: Float64Array, { parents }: Tower): Float64Array {
+  const counts = new Float64Array(onto.length);
+  for (const parent of parents) if (parent >= 0) counts[parent]! += 1;
+  return Float64Array.from(parents, (parent) => (parent < 0 ? 0 : onto[parent]! / counts[parent]!));
+}
+
+/** Rollout through one block of the tower: (view, token) above it -> below it. `packed` is (view, query, key). */
+export function throughBlock(above: Float64Array, packed: Uint8Array, { views, tokens }: Tower): Float64Array {
+  const below = above.map((share) => 0.5 * share);
+  for (let view = 0; view < views; view++) {
+    for (let query = 0; query < tokens; query++) {
+      const share = above[view * tokens + query]!;
+      if (!share) continue;
+      const row = packed.subarray((view * tokens + query) * tokens, (view * tokens + query + 1) * tokens);
+      let total = 0;
+      for (const root of row) total += root * root;
+      for (let key = 0; key < tokens; key++) below[view * tokens + key]! += (0.5 * share * row[key]! ** 2) / total;
+    }
+  }
+  return below;
+}
+
+/** Sums of the patches of all views over cells of the image; what lies outside the image is left out. */
+export function patchPicture(values: Float64Array, { views, tokens, skipped, grids, boxes }: Tower): Patches {
+  const held = Array.from({ length: views }, (_, view) => view).filter((view) => grids[2 * view]! > 0);
+  const fine = (axis: number) => Math.max(...held.map((view) => Math.round(grids[2 * view + axis]! / (boxes[4 * view + 3 - axis]! - boxes[4 * view + 1 - axis]!))));
+  const [rows, columns] = [fine(0), fine(1)];
+  const weights = new Float64Array(rows * columns);
+  for (const view of held) {
+    const [height, width] = [grids[2 * view]!, grids[2 * view + 1]!];
+    const down = overlaps(rows, height, boxes[4 * view + 1]!, boxes[4 * view + 3]!);
+    const across = overlaps(columns, width, boxes[4 * view]!, boxes[4 * view + 2]!);
+    for (let patch = 0; patch < height * width; patch++) {
+      const value = values[view * tokens + skipped + patch]!;
+      for (const [row, high] of down[Math.floor(patch / width)]!) for (const [column, wide] of across[patch % width]!) weights[row * columns + column]! += value * high * wide;
+    }
+  }
+  return { grid: [rows, columns], weights };
+}
+
+/** Of each patch between `start` and `stop`, the cells between 0 and 1 that it lies in, with its share in each. */
+function overlaps(cells: number, patches: number, start: number, stop: number): [cell: number, share: number][][] {
+  const size = (stop - start) / patches;
+  return Array.from({ length: patches }, (_, patch) => {
+    const [low, high] = [start + patch * size, start + (patch + 1) * size];
+    const found: [number, number][] = [];
+    for (let cell = Math.max(0, Math.floor(low * cells) - 1); cell < Math.min(cells, high * cells + 1); cell++) {
+      const common = Math.min(high, (cell + 1) / cells) - Math.max(low, cell / cells);
+      if (common > 0) found.push([cell, common / size]);
+    }
+    return found;
+  });
+}
