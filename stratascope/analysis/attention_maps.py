@@ -1,4 +1,4 @@
-"""Attention maps: checks of their values and windows, fusion over heads, the discard ratio."""
+"""Attention maps: checks of their values and windows, fusion over heads, the discard ratio; arrays that hold them."""
 
 from __future__ import annotations
 
@@ -169,3 +169,34 @@ def discard_weakest(weights: NDArray[Any], ratio: float) -> NDArray[np.float64]:
     weakest = places[np.argsort(kept.ravel()[places], kind="stable")[: int(ratio * len(places))]]
     kept.ravel()[weakest[weakest % len(kept) != 0]] = 0
     return kept
+
+
+def gradient_array(store: ActivationStore, window: Window | None = None) -> str:
+    """Array from which a gradient rollout is taken: the rollout itself where it ends with the last block, else the packed maps.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store has neither.
+    InvalidInputError
+        If the window ends before the last block, and the store has no maps.
+    """
+    layout = store.layout
+    last = checked_window(window, layout.layers)[1]
+    if (
+        "gradient_maps" in layout.record
+        and "gradient_scale" in layout.record
+        and not ("gradient_rollout" in layout.record and last == layout.layers)
+    ):
+        return "gradient_maps"
+    if "gradient_rollout" not in layout.record:
+        raise NotRecordedError(
+            "expected gradient_rollout or gradient_maps in the store for the rollout of maps weighted by gradients, found none; extract "
+            "again with gradient_rollout in `record`, in addition to the present arrays"
+        )
+    if last != layout.layers:
+        raise InvalidInputError(
+            f"expected a `window` that ends with the last block, {layout.layers - 1}, for a gradient rollout without gradient_maps in the "
+            f"store, found one that ends with {last - 1}: record gradient_maps for other windows"
+        )
+    return "gradient_rollout"

@@ -295,12 +295,10 @@ def _summarised(values: Floats, *, bootstrap: Bootstrap, images: NDArray[Any], l
     """The columns of the table from (row, example, place) means."""
     columns = _ratios(values, others)
     for k, place in enumerate(PLACES[1:], start=1):
-        top, bottom = values[..., 0], values[..., k]
-        bands = mean_ratio(top, bottom, bootstrap, level=level, positive=True, families=np.arange(len(top)))[2]
+        bands = mean_ratio(values[..., 0], values[..., k], bootstrap, level=level, positive=True, families=np.arange(len(values)))[2]
         columns[f"over_{place}_low"], columns[f"over_{place}_high"] = bands.low, bands.high
     both = np.isfinite(values[..., 0]) & np.isfinite(values[..., 1 if others else 2])
-    columns["examples"] = both.sum(1)
-    columns["images"] = [len(set(images[row])) for row in both]
+    columns |= {"examples": both.sum(1), "images": [len(set(images[row])) for row in both]}
     if not others:
         columns |= dict.fromkeys(("others", "over_others", "over_others_low", "over_others_high"), np.nan)
     return pd.DataFrame(columns)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.attention_maps import Window, checked_window, require_maps
+from stratascope.analysis.attention_maps import Window, checked_window, gradient_array, require_maps
 from stratascope.analysis.example_images import MOST_EXAMPLES, ON_IMAGE, answer_text, example_table, on_image, picture, relative_boxes
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.rollout import Form, gradient_rollout_packed, rollout, rollout_packed
@@ -261,37 +261,6 @@ def _refuse_with_gradient(form: Form, sinks: Sequence[int] | str, discard: float
     for name, value in found.items():
         if value:
             raise InvalidInputError(f"expected no `{name}` beside `gradient`, found {value}; leave one of them out")
-
-
-def gradient_array(store: ActivationStore, window: Window | None = None) -> str:
-    """Array from which a gradient rollout is taken: the rollout itself where it ends with the last block, else the packed maps.
-
-    Raises
-    ------
-    NotRecordedError
-        If the store has neither.
-    InvalidInputError
-        If the window ends before the last block, and the store has no maps.
-    """
-    layout = store.layout
-    last = checked_window(window, layout.layers)[1]
-    if (
-        "gradient_maps" in layout.record
-        and "gradient_scale" in layout.record
-        and not ("gradient_rollout" in layout.record and last == layout.layers)
-    ):
-        return "gradient_maps"
-    if "gradient_rollout" not in layout.record:
-        raise NotRecordedError(
-            "expected gradient_rollout or gradient_maps in the store for the rollout of maps weighted by gradients, found none; extract "
-            "again with gradient_rollout in `record`, in addition to the present arrays"
-        )
-    if last != layout.layers:
-        raise InvalidInputError(
-            f"expected a `window` that ends with the last block, {layout.layers - 1}, for a gradient rollout without gradient_maps in the "
-            f"store, found one that ends with {last - 1}: record gradient_maps for other windows"
-        )
-    return "gradient_rollout"
 
 
 def _gradient_rollouts(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None, window: Window | None) -> RolloutResult:

