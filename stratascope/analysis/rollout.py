@@ -122,6 +122,37 @@ def rollout_packed(packed: NDArray[np.uint8], *, window: Window | None = None, f
     return _from_the_top(step, first, last, packed.shape[-1], form, sinks)
 
 
+def gradient_rollout_packed(packed: NDArray[np.uint8], scale: NDArray[np.floating], *, window: Window | None = None) -> Floats:
+    """Gradient rollout of one example (Chefer et al. 2021) from packed maps; decodes one block at a time.
+
+    Parameters
+    ----------
+    packed
+        (layer, query, key) uint8, cut to the prompt's own tokens: round(255 * sqrt(value / row maximum)) of the weighted maps.
+    scale
+        (layer, query) row maxima.
+    window
+        As of `rollout`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (layers in the window + 1, token) float64, as of `rollout`; rows sum to 1 plus the relevance of all tokens.
+
+    Raises
+    ------
+    InvalidInputError
+        If the window is empty or outside.
+    """
+    first, last = checked_window(window, len(packed))
+    out = np.zeros((last - first + 1, packed.shape[-1]))
+    out[-1, -1] = 1.0
+    for layer in range(last - 1, first - 1, -1):
+        above = out[layer - first + 1]
+        out[layer - first] = above + (above * scale[layer]) @ np.square(packed[layer] / 255)
+    return out
+
+
 def _from_the_top(step: Step, first: int, last: int, tokens: int, form: Form, sinks: Sequence[int]) -> Floats:
     out = np.zeros((last - first + 1, tokens))
     out[-1, -1] = 1.0

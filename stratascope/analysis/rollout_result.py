@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stratascope.analysis.attention_maps import Window, checked_window, require_maps
 from stratascope.analysis.example_images import MOST_EXAMPLES, ON_IMAGE, answer_text, example_table, on_image, picture, relative_boxes
 from stratascope.analysis.parallel import held_examples, over_blocks
-from stratascope.analysis.rollout import Form, rollout, rollout_packed
+from stratascope.analysis.rollout import Form, gradient_rollout_packed, rollout, rollout_packed
 from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.analysis.tower_rollout import has_tower, patch_picture, require_tower, stored_tower_rollout
 from stratascope.errors import InvalidInputError, NotRecordedError
@@ -186,7 +186,8 @@ def rollout_examples(
         the image's edge, found by `sinks.find_sinks` from the final rows of all layers.
     gradient
         Roll out the maps weighted by the gradient of the answer's logit difference (Chefer et al. 2021) instead of the maps themselves:
-        `gradient_rollout` of the store. Its window ends with the last block; `form`, `sinks` and `discard` do not apply.
+        `gradient_rollout` of the store, whose window ends with the last block, or for other windows the packed `gradient_maps`. `form`,
+        `sinks` and `discard` do not apply.
     tower
         How far down: `decoder`, onto the prompt's tokens; `vision`, also through the vision tower onto the image's patches, which needs
         vision_maps in the store, a window from block 0 and neither `gradient` nor `discard`; `auto`: the latter where it can be.
@@ -262,26 +263,55 @@ def _refuse_with_gradient(form: Form, sinks: Sequence[int] | str, discard: float
             raise InvalidInputError(f"expected no `{name}` beside `gradient`, found {value}; leave one of them out")
 
 
-def _gradient_rollouts(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None, window: Window | None) -> RolloutResult:
+def gradient_array(store: ActivationStore, window: Window | None = None) -> str:
+    """Array from which a gradient rollout is taken: the rollout itself where it ends with the last block, else the packed maps.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store has neither.
+    InvalidInputError
+        If the window ends before the last block, and the store has no maps.
+    """
     layout = store.layout
+    last = checked_window(window, layout.layers)[1]
+    if (
+        "gradient_maps" in layout.record
+        and "gradient_scale" in layout.record
+        and not ("gradient_rollout" in layout.record and last == layout.layers)
+    ):
+        return "gradient_maps"
     if "gradient_rollout" not in layout.record:
         raise NotRecordedError(
-            "expected gradient_rollout in the store for the rollout of maps weighted by gradients, found none; extract again with "
-            "gradient_rollout in `record`, in addition to the present arrays"
+            "expected gradient_rollout or gradient_maps in the store for the rollout of maps weighted by gradients, found none; extract "
+            "again with gradient_rollout in `record`, in addition to the present arrays"
         )
+    if last != layout.layers:
+        raise InvalidInputError(
+            f"expected a `window` that ends with the last block, {layout.layers - 1}, for a gradient rollout without gradient_maps in the "
+            f"store, found one that ends with {last - 1}: record gradient_maps for other windows"
+        )
+    return "gradient_rollout"
+
+
+def _gradient_rollouts(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None, window: Window | None) -> RolloutResult:
+    layout, array = store.layout, gradient_array(store, window)
     if layout.residual_layers != tuple(range(layout.layers + 1)):
         raise NotRecordedError(
             f"expected the gradient rollout of all {layout.layers} blocks, found a copy of some; copy the store again with all layers"
         )
     first, last = checked_window(window, layout.layers)
-    if last != layout.layers:
-        raise InvalidInputError(
-            f"expected a `window` that ends with the last block, {layout.layers - 1}, for a gradient rollout, found {first}-{last - 1}: "
-            "the gradients are those of the whole model's answer"
-        )
-    chosen = held_examples(store, "gradient_rollout", examples)
+    chosen = held_examples(store, array, examples)
     longest = int(store.n_tokens[chosen].max())
-    values = np.asarray(store.read("gradient_rollout", examples=chosen)[:, first:, :longest], np.float64)
+    if array == "gradient_rollout":
+        values = np.asarray(store.read(array, examples=chosen)[:, first:, :longest], np.float64)
+    else:
+        values = np.full((len(chosen), last - first + 1, longest), np.nan)
+        for k, number in enumerate(chosen.tolist()):
+            tokens = int(store.n_tokens[number])
+            packed = store.read(array, examples=number)[:, :tokens, :tokens]
+            scale = store.read("gradient_scale", examples=number)[:, :tokens]
+            values[k, :, :tokens] = gradient_rollout_packed(packed, scale, window=(first, last))
     attributes = {
         **made_from(store),
         "fusion": "mean",

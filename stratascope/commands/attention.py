@@ -17,6 +17,7 @@ from stratascope.analysis import (
     pointing,
     rollout_examples,
 )
+from stratascope.analysis.rollout_result import gradient_array
 from stratascope.commands import options
 from stratascope.commands.example_selection import first_examples, ids_line, recorded_among
 from stratascope.commands.output import Output, results_output
@@ -55,7 +56,8 @@ def share_command(store: str, output: Output, **chosen: Any) -> None:
     rollout_examples,
     form="dropped: remove the sinks from the rollout; conditional: remove them from every map.",
     discard="Discard ratio: share of the smallest weights of each map to set to zero.",
-    gradient="Maps weighted by the gradient of the answer's logit difference (Chefer et al. 2021); needs gradient_rollout.",
+    gradient="Maps weighted by the gradient of the answer's logit difference (Chefer et al. 2021); needs gradient_rollout or "
+    "gradient_maps.",
     tower="How far down: decoder (onto the prompt's tokens), vision (also through the vision tower onto the image's patches; needs "
     "vision_maps), auto (vision where it can be).",
 )
@@ -72,7 +74,7 @@ def rollout_command(store: str, output: Output, examples: str | None, **chosen: 
       stratascope rollout demo/original.zarr --examples 0-3
     """
     opened = open_store(store)
-    array = "gradient_rollout" if chosen["gradient"] else "attention_maps"
+    array = gradient_array(opened, chosen["window"]) if chosen["gradient"] else "attention_maps"
     selected, left_out = recorded_among(opened, array, first_examples(opened, array, examples))
     result = rollout_examples(opened, selected, progress=not output.quiet, **chosen)
     output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))

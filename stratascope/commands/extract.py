@@ -69,11 +69,13 @@ settings_options = options_of(
         "before the decoder.",
         "type": click.Choice(CONDITIONS),
     },
-    positions="Positions at which the residual stream is saved: final, image, subject, relation, object, subject_box, object_box (default: "
-    "those that the examples have), names such as caption_mean, subject_0, after_caption_0, cell_0_0, and the groups default, means, "
-    "tokens (every text token by its role), cells (groups of image cells) and answers (all generated tokens); see docs/recording.md.",
+    positions="Positions at which the residual stream is saved: final, image (image_1, image_2, ... of several), subject, relation, "
+    "object, subject_box, object_box (default: those that the examples have), names such as caption_mean, subject_0, after_caption_0, "
+    "cell_0_0, and the groups default, means, tokens (every text token by its role), cells (groups of image cells) and answers (all "
+    "generated tokens); see docs/recording.md.",
     record="Arrays to save besides the answer logits (docs/recording.md); also value_norms, value_logits, head_outputs, head_logits, "
-    "vision_residual, vision_output, vision_maps, hiding_estimate, gradient_rollout, knockout.",
+    "vision_residual, vision_output, vision_maps, hiding_estimate, gradient_rollout, gradient_maps, "
+    "knockout.",
     fusion={"help": "How attention maps are aggregated over heads.", "type": click.Choice(FUSIONS)},
     maps="Save attention maps of N evenly spaced examples; default: of all.",
     patches="Save the residual stream at every image token of N evenly spaced examples.",

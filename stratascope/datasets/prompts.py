@@ -10,6 +10,7 @@ from typing import Any
 
 from stratascope.datasets.captions import Interval, without_marks
 from stratascope.datasets.example import LETTERS, Example
+from stratascope.datasets.image_files import NUMBERED
 from stratascope.errors import InvalidInputError
 
 FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -25,7 +26,11 @@ MOST_OPTIONS = 10
 
 @dataclass(frozen=True)
 class Shot:
-    """A turn of the user with the right answer, which the model sees before an example."""
+    """A turn of the user with the right answer, which the model sees before an example.
+
+    >>> Shot(("a.png",), "True or false: The cat is on the car. Answer True or False.", "True").answer
+    'True'
+    """
 
     images: tuple[str, ...]
     """File names within the folder of images."""
@@ -236,6 +241,11 @@ class FilledPrompt:
 def _column(example: Example, name: str) -> str:
     """Text of a column for a field of that name."""
     found = example.extra.get(name)
+    if found is None and (name == "image" or name in NUMBERED):
+        raise InvalidInputError(
+            f"example {example.id}: expected a prompt without a place for the image, as all images stand before or after the text, found "
+            f'the field {{{name}}}; leave it out, or set image = "after" in a file'
+        )
     if found is None or (isinstance(found, float) and found != found):
         raise InvalidInputError(
             f"example {example.id}: expected a column {name!r} for the field {{{name}}} of the prompt, found "

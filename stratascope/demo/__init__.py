@@ -27,6 +27,8 @@ KNOCKOUTS = 48
 """Scenes whose knockouts are measured, enough for intervals also of those with other objects; each costs about twenty forward passes."""
 PATCHES = 64
 """Scenes whose residual stream is saved at every image token."""
+LEFT_OUT = ("gradient_rollout", "gradient_maps", "vision_maps")
+"""Arrays that the store lacks, for the time that they take; it has all others, so that every command can run on it."""
 FEWEST_SCENES = 64
 FEWEST_OF_RELATIONS = 160
 """Scenes with which every relation has the examples that a probe needs; with fewer, the demo leaves the task out."""
@@ -183,8 +185,7 @@ def _extracted(
         images=out / "scenes" / "images",
         boxes=out / "scenes" / "instances.json",
         condition=condition,
-        # all arrays, so that every command can run on the store; but no gradient rollout, for the time it takes
-        record=tuple(name for name in RECORDS if name != "gradient_rollout") if condition == "original" else ("residual",),
+        record=tuple(name for name in RECORDS if name not in LEFT_OUT) if condition == "original" else ("residual",),
         knockouts=KNOCKOUTS,
         patches=PATCHES if condition == "original" else 0,
     )

@@ -120,7 +120,9 @@ class Interval:
 
     @property
     def ends(self) -> str:
-        """The interval."""
+        """The interval, where there is one."""
+        if self.low != self.low:
+            return "too few images"
         return f"{100 * self.low:.1f} to {100 * self.high:.1f}" if self.percent else f"{self.low:.3f} to {self.high:.3f}"
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from simulated_intervals import coverage, means
+from simulated_intervals import Coverage, coverage, heads, means, others, ratios, scores, shares
 
 
 @pytest.mark.parametrize(
     ("images", "shape", "refused"),
     [
-        (32, "normal", (0, 0)),
-        (32, "log-normal, 1", (0, 0.1)),
         (32, "log-normal, 1.5", (0, 0.4)),
         (32, "in 0.2 of the images", (0, 0.25)),
-        (32, "in 0.1 of the images", (0.7, 1)),
         (32, "in 0.05 of the images", (0.95, 1)),
         (64, "in 0.1 of the images", (0, 0.25)),
         (31, "normal", (1, 1)),
@@ -28,3 +27,37 @@ def test_means_are_missed_in_few_data_sets_and_refused_where_few_images_decide(
     for name, found in coverage(means, repeats, images=images, shape=shape).items():
         assert found.missed <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / repeats), name
         assert refused[0] <= found.refused <= refused[1], name
+
+
+def holds(found: dict[str, Coverage], repeats: int) -> None:
+    """Whether intervals cover as often as 95 % would in as many data sets, or more often."""
+    for name, one in found.items():
+        assert one.covered >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / repeats), (name, one)
+
+
+@pytest.mark.parametrize(
+    ("simulated", "images", "options"),
+    [
+        (means, 8, {"shape": "normal", "bounded": True}),
+        (ratios, 24, {"skew": 1.0, "beside": 1.0}),
+        (shares, 20, {"share": 0.9}),
+        (shares, 40, {"share": 0.6}),
+        (heads, 40, {"auroc": 0.97}),
+        (scores, 40, {"auroc": 0.95}),
+        (scores, 40, {"auroc": 0.75, "each": 6}),
+        (others, 24, {}),
+    ],
+)
+def test_intervals_of_few_images_cover(simulated: Any, images: int, options: dict[str, Any]) -> None:
+    """Before: of 40 images simultaneous ones in 75 % (AUROC .95 of probes); of 20 in 86 % (compression) and 84 % (places)."""
+    repeats = 40
+    found = coverage(simulated, repeats, images=images, **options)
+    holds(found, repeats)
+    assert all(one.refused <= 0.1 for one in found.values())
+
+
+def test_compression_and_places_of_fewer_images_have_no_interval() -> None:
+    found = coverage(others, 3, images=23)
+    assert {name: one.refused for name, one in found.items()} == {
+        name: 0.0 if name == "rank correlation of heads" else 1.0 for name in found
+    }

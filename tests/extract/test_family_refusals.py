@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stratascope.datasets import PROMPTS, Example, split_caption
+from stratascope.datasets import PROMPTS, Example, Shot, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction
 from stratascope.extract.families.model_families import FAMILIES, image_rule, model_shape
@@ -113,6 +113,20 @@ def test_no_final_chat_turn(tmp_path: Path, template: str) -> None:
 def test_a_template_that_does_not_fit(tmp_path: Path, template: str, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         tokenizer(worded(save_files("llava_next", tmp_path), template))
+
+
+def test_a_template_for_one_image_or_one_turn_refuses_more(tmp_path: Path) -> None:
+    text = "{% for p in m.content %}{{ p.text }}{% endfor %}"
+    once = f"{{% for m in messages %}}<s>{{{{ '<image>' if m.role == 'user' }}}}{text}</s>{{% endfor %}}<s>"
+    folder = save_files("llava_next", tmp_path)
+    source = worded(folder, once)
+    with pytest.raises(InvalidInputError, match="expected its chat template to place 2 <image>, found 1 in"):
+        ChatFormat(source, "<image>", None, images=2).render("x")
+    asked = ChatFormat(source, "<image>", None, shots=[Shot(("a.png",), "a", "b")]).render("x")
+    assert asked == "<s><image>a</s><s>b</s><s><image>x</s><s>"
+    few = worded(folder, once + "{{ raise_exception('too many') if messages | length > 2 }}")
+    with pytest.raises(InvalidInputError, match="its chat template refuses the few-shot turns: too many"):
+        ChatFormat(few, "<image>", None, shots=[Shot((), "a", "b")])
 
 
 def test_a_turn_that_is_opened_without_being_asked_for_is_one(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from stratascope.analysis import RolloutResult, rollout_examples  # noqa: E402
 from stratascope.analysis.relevance import group_scores, methods_of  # noqa: E402
+from stratascope.analysis.rollout import gradient_rollout_packed  # noqa: E402
 from stratascope.cli import main  # noqa: E402
 from stratascope.errors import InvalidInputError, NotRecordedError  # noqa: E402
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
@@ -56,11 +57,14 @@ def test_every_familys_gradient_rollout_is_that_of_the_equations(name: str, monk
         found = token_gradients(lambda: ours(**batch, use_cache=False, logits_to_keep=1), decoder.layers, difference_of(ours, decoder))
     assert np.abs(expected[0] - expected[-1]).max() > 1e-6, "gradients that vanish would show little"
     np.testing.assert_allclose(found.rollout, expected, rtol=1e-3, atol=1e-4 * np.abs(expected[0] - expected[-1]).max())
+    packed = gradient_rollout_packed(found.maps.numpy(), found.scale.numpy())
+    assert np.abs(packed - expected).sum(-1).max() < 0.02 * (expected.sum(-1) - 1).max()
 
 
 @pytest.fixture(scope="module")
 def recorded(settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    plan = plan_extraction(dataclasses.replace(settings, limit=4, record=("residual", "gradient_rollout"), positions=("final",)))
+    record = ("residual", "attention_maps", "gradient_rollout", "gradient_maps")
+    plan = plan_extraction(dataclasses.replace(settings, limit=4, record=record, positions=("final",), maps=2))
     assert "estimates  4 forward and backward passes" in plan_summary(plan)
     path = tmp_path_factory.mktemp("gradients") / "g.zarr"
     run_extraction(plan, path)
@@ -81,6 +85,9 @@ def test_a_store_holds_it_to_the_end_of_each_prompt(recorded: Path) -> None:
         assert np.isnan(beyond).all()
     above = rollout_examples(store, [2], window=(3, 6), gradient=True)
     np.testing.assert_array_equal(above.values, found.values[2:3, 3:, : store.n_tokens[2]])
+    assert set(np.flatnonzero(store.available("gradient_maps"))) == {0, 2}
+    with pytest.raises(NotRecordedError, match="have no map: 1"):
+        rollout_examples(store, [1], window=(0, 3), gradient=True)
     shares = found.to_frame()["onto_the_image"]
     assert ((shares > 0) & (shares < 1)).all()
 
@@ -103,12 +110,33 @@ def test_the_result_is_saved_drawn_and_made_again(recorded: Path, tmp_path: Path
         ({"sinks": [0]}, r"`sinks` beside `gradient`, found \[0\]"),
         ({"discard": 0.5}, "`discard` beside `gradient`"),
         ({"tower": "vision"}, "`tower` beside `gradient`"),
-        ({"window": (0, 3)}, "ends with the last block, 5, .* found 0-2"),
     ],
 )
 def test_what_does_not_apply_is_refused(recorded: Path, options: dict, named: str) -> None:
     with pytest.raises(InvalidInputError, match=named):
         rollout_examples(ActivationStore.open(recorded), gradient=True, **options)
+
+
+def test_windows_that_end_below_are_rolled_out_from_packed_maps(recorded: Path, tmp_path: Path) -> None:
+    """Through all blocks the packed maps give the stored rollout, but for packing; through a window, the product of its own blocks."""
+    store = ActivationStore.open(recorded)
+    whole = rollout_examples(store, [2], gradient=True)
+    packed, scale = (store.read(name, examples=2) for name in ("gradient_maps", "gradient_scale"))
+    tokens = int(store.n_tokens[2])
+    weights = np.square(packed[:, :tokens, :tokens] / 255) * scale[:, :tokens, None]
+    again = gradient_rollout_packed(packed[:, :tokens, :tokens], scale[:, :tokens])
+    np.testing.assert_allclose(again, whole.values[0], atol=0.02 * whole.values[0, 0].max())
+    relevance = np.eye(tokens)
+    for block in (1, 2):
+        relevance = relevance + weights[block] @ relevance
+    part = rollout_examples(store, [2], window=(1, 3), gradient=True)
+    np.testing.assert_allclose(part.values[0, 0], relevance[-1], rtol=1e-6)
+    done = CliRunner().invoke(main, ["rollout", str(recorded), "--gradient", "--window", "1-2", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "gradient rollout, blocks 1 to 2, 2 examples: " in done.output
+    copy_store(recorded, tmp_path / "bare.zarr", arrays=["residual", "gradient_rollout"])
+    with pytest.raises(InvalidInputError, match=r"ends with the last block, 5, .* record gradient_maps for other windows"):
+        rollout_examples(ActivationStore.open(tmp_path / "bare.zarr"), gradient=True, window=(0, 3))
 
 
 def test_it_is_a_method_that_scores_groups_by_the_relevance_of_their_tokens(recorded: Path, store: ActivationStore) -> None:

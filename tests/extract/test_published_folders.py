@@ -14,8 +14,9 @@ from stratascope import ActivationStore
 from stratascope.datasets import PROMPTS, Example, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction
-from stratascope.extract.families.model_families import image_rule
+from stratascope.extract.families.model_families import image_rule, model_shape
 from stratascope.extract.model_files import ModelSource
+from stratascope.extract.plan.published_models import PublishedModel, model_to_plan, published_models
 from stratascope.extract.plan.token_layout import PromptTokenizer
 from tests.extract.general.tiny import photo
 from tests.extract.published import MODELS, write
@@ -67,6 +68,24 @@ def test_tokens_spans_and_grids_are_those_of_the_processor(model: tuple[str, Pat
         assert layout.ids.tolist() == made["input_ids"][0].tolist()
         _compare_spans(tokenizer, layout, example)
         _compare_image(tokenizer, layout, made)
+
+
+def test_the_bundled_description_has_the_same_sizes_and_image_tokens_and_few_text_tokens_less(model: tuple[str, Path, Any]) -> None:
+    name, folder, _ = model
+    if name not in published_models():
+        pytest.skip(f"{name} has no bundled description")
+    source, bundled = ModelSource(name, folder), model_to_plan(name)
+    assert isinstance(bundled, PublishedModel)
+    assert model_shape(bundled) == model_shape(source)
+    prompt = PROMPTS["true-false"]
+    bundled = bundled.with_texts({prompt.fill(example).text for example in examples()} | {" True", " False"})
+    exact, estimated = (PromptTokenizer(one, prompt, image_rule(one)) for one in (source, bundled))
+    for size in SIZES:
+        for example in examples():
+            one, other = exact.layout(example, size), estimated.layout(example, size)
+            assert (one.grid, one.view) == (other.grid, other.view)
+            assert (one.ids == exact.image_id).sum() == (other.ids == estimated.image_id).sum()
+            assert len(one.ids) - 9 <= len(other.ids) <= 1.01 * len(one.ids)
 
 
 def _compare_spans(tokenizer: PromptTokenizer, layout: Any, example: Example) -> None:

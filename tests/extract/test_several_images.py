@@ -260,6 +260,42 @@ def test_few_shot_images_keep_their_pixels_and_are_part_of_the_provenance(photos
         plan_extraction(other)
 
 
+def test_few_shot_turns_do_not_change_what_the_tower_gives_of_the_image(settings: ExtractionSettings, tmp_path: Path) -> None:
+    """Cells, boxes, image tokens and the vision tower are those of the example's own image, wherever it stands in the prompt."""
+    rows = [json.loads(line) for line in settings.examples[0].read_text().splitlines()]
+    (tmp_path / "few.toml").write_text(TOML.replace("shot-0.png", rows[-1]["image"]).replace("shot-1.png", rows[-2]["image"]))
+    record = ("residual", "vision_residual", "vision_output")
+    asked = dataclasses.replace(settings, limit=6, record=record, positions=("default", "cells"), patches=2, patch_layers=(0,))
+    stores = []
+    for name, more in (("few", {"prompt": str(tmp_path / "few.toml")}), ("bare", {})):
+        plan = plan_extraction(dataclasses.replace(asked, **more))
+        run_extraction(plan, tmp_path / f"{name}.zarr")
+        stores.append(ActivationStore.open(tmp_path / f"{name}.zarr"))
+    few, bare = stores
+    assert (few.n_tokens > bare.n_tokens + 100).all()
+    assert few.spans["image"][:, 0].min() > bare.spans["image"][:, 0].max()
+    assert few.positions == bare.positions
+    for array in ("vision_residual", "vision_output", "patch_residual"):
+        examples = np.flatnonzero(few.available(array))
+        assert len(examples) == (2 if array == "patch_residual" else 6)
+        np.testing.assert_array_equal(few.read(array, examples=examples), bare.read(array, examples=examples))
+    placed = [name for name in few.positions if name == "image" or name.endswith("_box") or name.startswith("cell_")]
+    assert len(placed) > 20
+    for position in placed:
+        np.testing.assert_array_equal(*(store.read("residual", layer=0, position=position) for store in stores))
+    assert np.isfinite(few.read("residual", layer=0, position="subject_box")).any()
+
+
+def test_generated_tokens_and_long_answers_follow_several_images(photos: Path, tmp_path: Path) -> None:
+    """The first batch is compared with passes over prompt and tokens of the processor's own inputs."""
+    (tmp_path / "long.toml").write_text(TOML.replace('"True"', '"Certainly true"').replace('"False"', '"Certainly false"'))
+    plan = plan_extraction(settings_of("demo", photos, prompt=str(tmp_path / "long.toml"), record=("residual",), generate=3))
+    assert plan.tokenizer.scored
+    report = run_extraction(plan, tmp_path / "s.zarr")
+    assert not report.failed
+    assert (ActivationStore.open(tmp_path / "s.zarr").read("generated_tokens")[:, 0] >= 0).all()
+
+
 def test_what_needs_a_single_image_is_refused(photos: Path) -> None:
     images, categories = [{"id": 0, "file_name": "0.png", "width": 120, "height": 80}], [{"id": 0, "name": "cat"}]
     box = {"id": 0, "image_id": 0, "category_id": 0, "bbox": [5, 5, 9, 9]}
@@ -269,10 +305,12 @@ def test_what_needs_a_single_image_is_refused(photos: Path) -> None:
         ({"positions": ("image_3",)}, "among image_1, image_2, as examples have 2 images, found image_3"),
         ({"positions": ("final", "cells")}, "expected one image an example for `positions` cells, found 2"),
         ({"record": ("residual", "vision_output")}, "expected one image an example for `record` vision_output"),
+        ({"record": ("attention_maps", "vision_maps")}, "expected one image an example for `record` vision_maps"),
         ({"patches": 2}, "expected one image an example for `patches` 2"),
         ({"condition": "patch-shuffle"}, "expected one image an example for `condition` patch-shuffle"),
         ({"boxes": photos / "boxes.json"}, "expected one image an example for `boxes`, found 2"),
         ({"images": photos / "none"}, "expected a folder of images"),
+        ({"prompt": "In {image_2} {caption}", "answers": ("a", "b")}, r"before or after the text, found the field \{image_2\}"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             plan_extraction(settings_of("demo", photos, **more))

@@ -29,6 +29,7 @@ from stratascope.extract.families.image_tokens import NO_GRID  # noqa: E402
 from stratascope.extract.families.tower_views import View  # noqa: E402
 from stratascope.extract.plan.extraction_plan import ExtractionPlan  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
+from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
 from stratascope.extract.run import tower_maps  # noqa: E402
 from stratascope.extract.run.map_packing import packed_map  # noqa: E402
 from stratascope.extract.run.self_check import check_prompt, load_processor  # noqa: E402
@@ -290,6 +291,10 @@ def test_the_store_holds_the_maps_of_mapped_examples(towered: Towered) -> None:
         assert store.read("vision_grid", examples=k)[: len(views)].tolist() == [list(view.grid) for view in views]
         assert (store.read("vision_grid", examples=k)[len(views) :] == -1).all()
         np.testing.assert_allclose(store.read("vision_box", examples=k)[: len(views)], [view.box for view in views], atol=1e-6)
+    np.testing.assert_array_equal(store["vision_parent"][1].values, store.read("vision_parent", examples=1))
+    sizes = plan.store.sizes
+    line = f"attention maps of 2 examples in {sizes['vision_block']} blocks of the vision tower, at most {sizes['view']} views of"
+    assert line in plan_summary(plan)
     estimate = plan.estimate.set_index("array")["estimated_bytes"]
     assert 0.5 < estimate["vision_maps"] / sum(p.stat().st_size for p in (towered.path / "vision_maps").rglob("*") if p.is_file()) < 2
 

@@ -253,7 +253,8 @@ class ChatFormat(PromptFormat):
         try:
             rendered = str(self._template.render(messages=messages, add_generation_prompt=open_turn, **known, **self.template_options))
         except TemplateError as error:
-            raise InvalidInputError(f"{self._source.name}: its chat template refuses one user turn with an image: {error}") from error
+            asked = "the few-shot turns" if self._shots else "one user turn with an image"
+            raise InvalidInputError(f"{self._source.name}: its chat template refuses {asked}: {error}") from error
         if self.system == "" and rendered.startswith(_CHATML_SYSTEM):  # the default of the template, which has no option to omit it
             rendered = rendered[rendered.index(_CHATML_END) + len(_CHATML_END) :].removeprefix("\n")
         return rendered

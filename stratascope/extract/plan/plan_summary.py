@@ -63,6 +63,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         *_estimates(plan),
         *_generated(plan),
         *_patches(plan),
+        *_vision_maps(plan),
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
     ]
@@ -195,7 +196,7 @@ def _knockouts(plan: ExtractionPlan) -> list[str]:
 
 def _estimates(plan: ExtractionPlan) -> list[str]:
     """Cost of the backward passes."""
-    if not plan.store.record & {"hiding_estimate", "gradient_rollout"}:
+    if not plan.store.record & {"hiding_estimate", "gradient_rollout", "gradient_maps"}:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
@@ -255,6 +256,20 @@ def _patches(plan: ExtractionPlan) -> list[str]:
     ]
 
 
+def _vision_maps(plan: ExtractionPlan) -> list[str]:
+    """Size of the vision tower's maps, and what a shard block of them takes in memory."""
+    store = plan.store
+    if plan.tower is None:
+        return []
+    most = max(int(plan.has_map[start : start + store.block].sum()) for start in range(0, len(plan.has_map), store.block))
+    memory = most * store.vision_blocks * store.vision_views * store.vision_tokens**2
+    return [
+        f"vision     attention maps of {plan.has_map.sum():,} examples in {store.vision_blocks} blocks of the vision tower, at most "
+        f"{store.vision_views} views of {store.vision_tokens:,} tokens: a shard takes up to {bytes_text(memory)} of the host's memory "
+        "(less with `maps`, `block`)"
+    ]
+
+
 def _beyond_cells(plan: ExtractionPlan) -> list[str]:
     """Image tokens outside the grid, and images that the grid covers only in part."""
     tiles = [b - a for tokens in plan.layouts for a, b in [tokens.spans.get(TILES, (0, 0))]]
@@ -282,6 +297,11 @@ def example_tokens(plan: ExtractionPlan, example: int) -> str:
     while k < len(layout.ids):
         name = starts.get(k)
         a, b = layout.spans[name] if name else (k, k + 1)
+        if name is None and layout.ids[k] == plan.tokenizer.image_id:  # of a few-shot turn
+            b = k + int(np.argmax(np.append(layout.ids[k:] != plan.tokenizer.image_id, True)))
+            pieces.append(f"[{b - a} image tokens]")
+            k = b
+            continue
         text = "|".join(texts[int(t)] for t in layout.ids[a:b]).replace("\n", "\\n")
         if name == "image":
             rows, columns = layout.grid

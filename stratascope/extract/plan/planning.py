@@ -35,7 +35,7 @@ from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_w
 from stratascope.extract.plan.positions import saved_positions, vision_positions
 from stratascope.extract.plan.prompt_layouts import check_shots, check_single_images, image_facts, planned_layouts
 from stratascope.extract.plan.published_models import PublishedModel, model_to_plan
-from stratascope.extract.plan.settings import BOX_POSITIONS, COMPANIONS, TOP_TOKENS, ExtractionSettings
+from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings, with_companions
 from stratascope.extract.plan.token_layout import SPANS, PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout
 from stratascope.store.format.prompt_parts import numbered_images
@@ -123,8 +123,8 @@ def build_plan(
     if images == 1 and any(layout.grid == NO_GRID for layout in layouts):
         check_cells(source, _requests_of_cells(settings))
     unusable = [fact.problem for fact in facts.values() if fact.problem]
-    if len(unusable) == len(facts):
-        raise InvalidInputError(f"expected at least one readable image, found none of {len(facts):,}: {unusable[0]}")
+    if len(unusable) == len(facts) - len(context):
+        raise InvalidInputError(f"expected at least one readable image, found none of {len(unusable):,}: {unusable[0]}")
     alignments: dict[str, BoxAlignment] = {}
     if boxes is not None and settings.image_size is not None:
         examples = stretched_examples(examples, boxes, settings.image_size)
@@ -144,7 +144,7 @@ def build_plan(
             f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
-    record = settings.held - (frozenset() if has_map.any() else {"attention_maps", "vision_maps", *COMPANIONS["vision_maps"]})
+    record = settings.held - (frozenset() if has_map.any() else with_companions("attention_maps", "vision_maps", "gradient_maps"))
     tower = TowerViews(source, rule, shape) if "vision_maps" in record else None
     if tower and images + len(shots) > 1:
         check_single_images(images + len(shots), {"record": ["vision_maps"]})
@@ -265,7 +265,11 @@ def _texts(prompt: Prompt, examples: Sequence[Example], system: str | None) -> s
 
 def _check_scored(tokenizer: PromptTokenizer, record: Sequence[str]) -> None:
     """Refuse records about the logits of two answers, where answers have several tokens."""
-    found = [name for name in record if name in ("knockout", "head_logits", "value_logits", "hiding_estimate", "gradient_rollout")]
+    found = [
+        name
+        for name in record
+        if name in ("knockout", "head_logits", "value_logits", "hiding_estimate", "gradient_rollout", "gradient_maps")
+    ]
     if found:
         held = tokenizer.answer_tokens.items()
         answers = ", ".join(f"{choice!r} ({len(tokens)})" for choice, tokens in held) or "each question's options"

@@ -60,7 +60,9 @@ def check_shots(
     InvalidInputError
         Naming the example and the image.
     """
-    if context and settings.condition == "patch-shuffle":
+    if not context:
+        return
+    if settings.condition == "patch-shuffle":
         raise InvalidInputError(
             "expected a prompt without few-shot images for `condition` patch-shuffle, found some; use another condition"
         )

@@ -82,7 +82,7 @@ class PublishedModel(ModelSource):
         words = {
             word for text in (*self.texts, *re.split(r"[{}%']", self.chat_template or "")) for word, _ in pieces.pre_tokenize_str(text)
         }
-        words |= {word.strip(" ") for word in words} | {*ANSWER_FORMS, *_ROLES, *("\n" * lines for lines in range(1, 5))}
+        words |= {word.strip(" ") for word in words} | {".", *ANSWER_FORMS, *_ROLES, *("\n" * lines for lines in range(1, 5))}
         free = (number for number in count() if number not in set(special.values()))
         made = Tokenizer(models.WordLevel({**special, **dict(zip(["\ufffd", *sorted(words)], free, strict=False))}, "\ufffd"))
         made.pre_tokenizer = pieces

@@ -33,6 +33,7 @@ RECORDS = (
     "vision_maps",
     "hiding_estimate",
     "gradient_rollout",
+    "gradient_maps",
     "knockout",
 )
 """Arrays that can be saved; the answer logits always are."""
@@ -44,6 +45,7 @@ COMPANIONS = {
     "top_tokens": ("top_logits",),
     "hiding_estimate": ("gradient_input",),
     "vision_maps": ("vision_parent", "vision_grid", "vision_box"),
+    "gradient_maps": ("gradient_scale",),
 }
 """Arrays that are saved together with a requested one."""
 
@@ -174,8 +176,9 @@ class ExtractionSettings:
                 raise InvalidInputError(
                     f"expected `generate` of at least {number + 1} for the position {name}, found {self.generate}; raise it"
                 )
-        if "vision_maps" in self.record and "attention_maps" not in self.record:
-            raise InvalidInputError("expected attention_maps in `record` beside vision_maps, whose examples they share, found none; add it")
+        mapped = [name for name in self.record if name in ("vision_maps", "gradient_maps")]
+        if mapped and "attention_maps" not in self.record:
+            raise InvalidInputError(f"expected attention_maps in `record` beside {mapped[0]}, of the same examples, found none; add it")
         if self.condition == "patch-shuffle":
             self._expect_no_cells()
         _expect_among("fusion", self.fusion, FUSIONS)
@@ -214,7 +217,7 @@ class ExtractionSettings:
             raise InvalidInputError(
                 "expected `untrained` without `device_map` and `quantize`, as random weights are drawn on the host, found both"
             )
-        alone = [name for name in self.record if name in ("hiding_estimate", "gradient_rollout", "knockout")]
+        alone = [name for name in self.record if name in ("hiding_estimate", "gradient_rollout", "gradient_maps", "knockout")]
         if self.device_map and alone:
             raise InvalidInputError(
                 f"expected `record` without {' and '.join(alone)} for `device_map`, as these run single blocks on one device, found "
@@ -249,7 +252,12 @@ class ExtractionSettings:
     def held(self) -> frozenset[str]:
         """Optional arrays of the store: those of `record` and their companions."""
         patches = {"patch_residual"} if self.patches else set()
-        return frozenset(self.record).union(patches, *(COMPANIONS[name] for name in self.record if name in COMPANIONS))
+        return with_companions(*self.record) | patches
+
+
+def with_companions(*names: str) -> frozenset[str]:
+    """Arrays of `RECORDS` and those that are saved together with them."""
+    return frozenset(names).union(*(COMPANIONS.get(name, ()) for name in names))
 
 
 def is_position(name: str) -> bool:

@@ -17,7 +17,15 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from stratascope.errors import CaptureError, InvalidInputError
-from stratascope.extract.families.general_family import MERGED_TOWERS, PATCHED, RASTER, GeneralModel, ProcessorRule, tokens_in_grid
+from stratascope.extract.families.general_family import (
+    MERGED_TOWERS,
+    ONE_IMAGE,
+    PATCHED,
+    RASTER,
+    GeneralModel,
+    ProcessorRule,
+    tokens_in_grid,
+)
 from stratascope.extract.families.image_tokens import ImageTokens, whole
 from stratascope.extract.families.model_families import FAMILIES, ModelShape
 from stratascope.extract.model_files import ModelSource
@@ -253,10 +261,15 @@ class _Probe:
         Raises
         ------
         InvalidInputError
-            If it does, or takes one image alone.
+            If it does, or the model takes one image alone.
         """
-        sizes = [(64 + 32 * k, 64) for k in range(images)]
-        source, template = self.asked.source, ChatFormat(self.asked.source, self.template.placeholder, self.template.system, images=images)
+        source, sizes = self.asked.source, [(64 + 32 * k, 64) for k in range(images)]
+        if (kind := source.config.get("model_type")) in ONE_IMAGE:
+            raise InvalidInputError(
+                f"{source.name}: expected a model that accepts precomputed image features for several images in a prompt, found the type "
+                f"{kind}, which takes one; use another model, or one image an example"
+            )
+        template = ChatFormat(source, self.template.placeholder, self.template.system, images=images)
         rendered, special = template.render(_ASKED), template.adds_special
         found = self.asked(rendered, *(Image.new("RGB", size, _GREY) for size in sizes), special=special)
         each = [self(*size) for size in sizes]

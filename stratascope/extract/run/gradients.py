@@ -18,7 +18,7 @@ import torch
 from stratascope.extract.run.attention_function import QUERY_CHUNK, BlockAttention, listening
 from stratascope.extract.run.capture import reading_residuals
 
-ARRAYS = frozenset({"gradient_input", "hiding_estimate", "gradient_rollout"})
+ARRAYS = frozenset({"gradient_input", "hiding_estimate", "gradient_rollout", "gradient_maps", "gradient_scale"})
 """Arrays of a store that come from the backward pass."""
 
 LEAST_REMAINING = 1e-3
@@ -36,10 +36,16 @@ class TokenGradients:
     rollout: torch.Tensor | None = None
     """(layer + 1, token) float32: gradient rollout of the final token, see `gradient_rollout`."""
 
+    maps: torch.Tensor | None = None
+    """(block, query, key) uint8: round(255 * sqrt(value / row maximum)) of E_h[(dd/dA * A)^+]."""
+    scale: torch.Tensor | None = None
+    """(block, query) float32: the row maxima."""
+
     @property
     def arrays(self) -> dict[str, torch.Tensor]:
         """Array of a store -> its values."""
         found = {"gradient_input": self.inputs, "hiding_estimate": self.knockout_estimate, "gradient_rollout": self.rollout}
+        found |= {"gradient_maps": self.maps, "gradient_scale": self.scale}
         return {name: values for name, values in found.items() if values is not None}
 
 
@@ -82,14 +88,18 @@ def token_gradients(
         entry, *outputs = torch.autograd.grad(found, [streams[0], *(seen.output for seen in listener.seen)])
     with torch.no_grad():
         inputs = (streams[0].float() * entry.float()).sum(-1)[0]
-        estimate = rollout = None
+        estimate = rollout = maps = scale = None
         if "hiding_estimate" in want:
             estimates = (knockout_estimates(seen, slope) for seen, slope in zip(listener.seen, outputs, strict=True))
             estimate = sum(estimates, torch.zeros_like(inputs))
+        sign = 1.0 if float(found) >= 0 else -1.0  # of the likelier of both answers
+        slopes = [sign * slope for slope in outputs]
         if "gradient_rollout" in want:
-            sign = 1.0 if float(found) >= 0 else -1.0  # of the likelier of both answers
-            rollout = gradient_rollout(listener.seen, [sign * slope for slope in outputs])
-    return TokenGradients(inputs.detach(), estimate, rollout)
+            rollout = gradient_rollout(listener.seen, slopes)
+        if "gradient_maps" in want:
+            packed = [packed_gradient_map(seen, slope) for seen, slope in zip(listener.seen, slopes, strict=True)]
+            maps, scale = (torch.stack([pair[k] for pair in packed]) for k in (0, 1))
+    return TokenGradients(inputs.detach(), estimate, rollout, maps, scale)
 
 
 def knockout_estimates(seen: BlockAttention, slope: torch.Tensor) -> torch.Tensor:
@@ -142,6 +152,17 @@ def gradient_rollout(attentions: Sequence[BlockAttention], slopes: Sequence[torc
         relevance = below
         rows.append(relevance)
     return torch.stack(rows[::-1])
+
+
+def packed_gradient_map(seen: BlockAttention, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(query, key) uint8 map of one block weighted by its gradient, mean over heads, and (query,) float32 row maxima."""
+    tokens, device = seen.query.shape[2], seen.query.device
+    packed, scale = torch.zeros(tokens, tokens, dtype=torch.uint8, device=device), torch.zeros(tokens, device=device)
+    for queries, weights, gains in _weights_and_gradients(seen, slope):
+        chunk = (weights * gains).clamp_min(0).mean(0)
+        scale[queries] = top = chunk.amax(-1)
+        packed[queries] = chunk.div_(torch.where(top > 0, top, 1)[:, None]).sqrt_().mul_(255).round_().to(torch.uint8)
+    return packed, scale
 
 
 def _weights_and_gradients(seen: BlockAttention, slope: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

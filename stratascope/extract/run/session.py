@@ -177,13 +177,14 @@ class ExtractionSession:
             If memory does not suffice for the backward pass of one example.
         """
         pair, want = (self.request.choices[0], self.request.choices[1]), self.plan.store.record & ARRAYS
+        want -= frozenset() if self.plan.has_map[example] else {"gradient_maps"}
         found = attempt(lambda: self.model.gradients(batch(), pair, want))
         if isinstance(found, OutOfMemory):
             tokens = len(self.plan.layouts[example].ids)
             raise self.too_little(
                 f"the backward pass of one example of {tokens} tokens",
                 found,
-                "leave hiding_estimate and gradient_rollout out of `record`",
+                "leave hiding_estimate, gradient_rollout and gradient_maps out of `record`",
             )
         return found
 

@@ -224,7 +224,11 @@ class ShardBlock:
             if k not in session.failed:
                 gradients, tokens = session.token_gradients(k, partial(self._batch, [k])), len(session.plan.layouts[k].ids)
                 for name, values in gradients.arrays.items():
-                    if name in self.arrays:
+                    if name in ("gradient_maps", "gradient_scale"):
+                        place = int(session.plan.has_map[self._first : k].sum())
+                        self.arrays[name][place] = 0
+                        self.arrays[name][place][(..., *[slice(tokens)] * (values.ndim - 1))] = values.cpu().numpy()
+                    elif name in self.arrays:
                         self.arrays[name][k - self._first, ..., :tokens] = values.cpu().numpy()
         for place, k in enumerate(members, self._place):
             if k in chosen and k not in session.failed:

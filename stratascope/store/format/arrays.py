@@ -210,6 +210,15 @@ TABLE = (
         "answer's logit difference; NaN beyond n_tokens", True,
     ),
     ArrayKind(
+        "gradient_maps", ("example", "attention_layer", "query", "key"), "uint8", 0, {"example": 1, "attention_layer": 1}, "zstd", "block",
+        "attention maps weighted by the positive part of the gradient of the answer's logit difference, mean over heads, of the examples "
+        "in has_map, packed: round(255 * sqrt(value / gradient_scale))", True, mask="has_map",
+    ),
+    ArrayKind(
+        "gradient_scale", ("example", "attention_layer", "query"), "float32", _NAN, {"example": 1}, "zstd", "block",
+        "largest value of each row of gradient_maps; 0 beyond n_tokens", True, mask="has_map",
+    ),
+    ArrayKind(
         "knockout", ("example", "knockout_mode", "knockout_window", "knockout_target"), "float32", _NAN, {}, "zstd", "block",
         "difference of the first two choices' logits with the target hidden, less the same with nothing hidden; NaN if not measured",
         True, gaps=True,

@@ -111,7 +111,7 @@ def estimate_sizes(
         if not spec.by_block:
             continue
         filled = _filled_bytes(spec, lengths, mapped, share)
-        if spec.name == "attention_maps":
+        if spec.name in ("attention_maps", "gradient_maps"):
             values = _maps(layout, spec, lengths, mapped)
         elif spec.name == "patch_residual":
             values = _patches(layout, spec, patches)
