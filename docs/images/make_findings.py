@@ -1,6 +1,7 @@
 """Draw the figures of docs/findings-demo.md and docs/study.md: `python docs/images/make_findings.py DEMO [FIGURE ...]`.
 
-DEMO is what `stratascope demo --out DEMO` leaves. The pages quote `--scenes 2048`; a smaller demo gives the same figures of fewer scenes.
+DEMO is what `stratascope demo --out DEMO` leaves. The pages quote `--scenes 2048`; a smaller demo gives the same figures of fewer
+scenes, and of fewer relations: those with 20 true captions.
 Stores and results are written to DEMO/findings and used again by the next call.
 """
 
@@ -18,7 +19,7 @@ EXTRACT = f"extract --model demo {SCENES}"
 FIGURES = {
     "findings-truth.png": (
         "probe {demo}/original.zarr --tasks truth --controls shuffled --baseline blank={demo}/blank.zarr -o {work}/truth",
-        "figure {work}/truth/positions-truth.png",
+        "figure {work}/truth/probe-truth.png",
     ),
     "findings-heads.png": (
         f"{EXTRACT} --limit 1024 --record head_outputs --out {{work}}/heads.zarr",
@@ -30,7 +31,7 @@ FIGURES = {
         f"{EXTRACT} --prompt where --record residual --condition blank --out {{work}}/where-blank.zarr",
         "probe {work}/where.zarr --tasks relation --only label=1 --positions final,subject,object,image --controls shuffled "
         "--baseline blank={work}/where-blank.zarr -o {work}/relation",
-        "figure {work}/relation/positions-relation-label-1.png",
+        "figure {work}/relation/probe-relation-label-1.png",
     ),
     "findings-pointing.png": (
         f"{EXTRACT} --limit 512 --record attention_rows,attention_maps,value_norms,head_logits,value_logits,hiding_estimate,"
