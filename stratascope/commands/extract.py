@@ -74,13 +74,15 @@ settings_options = options_of(
     "cell_0_0, and the groups default, means, tokens (every text token by its role), cells (groups of image cells) and answers (all "
     "generated tokens); see docs/recording.md.",
     record="Arrays to save besides the answer logits (docs/recording.md); also value_norms, value_logits, head_outputs, head_logits, "
-    "vision_residual, vision_output, vision_maps, hiding_estimate, gradient_rollout, gradient_maps, "
+    "vision_residual, vision_output, vision_maps, vision_change, hiding_estimate, gradient_rollout, gradient_maps, "
     "knockout.",
     fusion={"help": "How attention maps are aggregated over heads.", "type": click.Choice(FUSIONS)},
     maps="Save attention maps of N evenly spaced examples; default: of all.",
     patches="Save the residual stream at every image token of N evenly spaced examples.",
     patch_layers="Layers at which image tokens are saved; default: five, evenly spaced.",
     knockouts="Measure attention knockouts of N evenly spaced examples; needs --record knockout.",
+    changes="Measure changes of image cells in the vision tower, with one object's box painted over, of N evenly spaced examples; needs "
+    "--record vision_change and --boxes.",
     knockout_modes="Tokens that cannot attend to the target of a knockout: final (the final token), later (all later tokens), or a group: "
     "system, image, subject, relation, object, caption_rest, template, caption, prompt; see docs/recording.md.",
     knockout_window="Decoder blocks in a sliding window of knockouts, besides that of all blocks; 0: none; default: a quarter of all.",

@@ -20,6 +20,7 @@ from stratascope.probe.study.probe_run import run_probes
 from stratascope.probe.study.request import ProbeRequest, results_of_earlier_runs, results_of_others
 from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.probe.tasks.value_files import read_values
+from stratascope.probe.vision_change import vision_changes
 from stratascope.probe.vision_tower import entanglement
 
 if TYPE_CHECKING:
@@ -154,13 +155,18 @@ def entanglement_command(store: str, output: Output, **chosen: Any) -> None:
 
     Blocks with attention over the whole image are marked; the others attend within windows, so that no information crosses windows there.
     Needs a store with vision_residual and boxes; vision_output adds the merged cells that the decoder receives.
+    With vision_change in the store, also how much each image cell changes when the box of one object is painted over.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope entanglement demo/original.zarr
     """
     opened = open_store(store)
-    output.add(entanglement(opened, progress=_progress(output), **chosen), store=opened)
+    record = opened.layout.record
+    if "vision_residual" in record or "vision_change" not in record:
+        output.add(entanglement(opened, progress=_progress(output), **chosen), store=opened)
+    if "vision_change" in record:
+        output.add(vision_changes(opened, full_attention=chosen["full_attention"], seed=chosen["seed"]), store=opened)
 
 
 @click.command(short_help="Probes on single image tokens of the decoder.")

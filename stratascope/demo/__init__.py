@@ -30,7 +30,7 @@ KNOCKOUTS = 48
 """Scenes whose knockouts are measured, enough for intervals also of those with other objects; each costs about twenty forward passes."""
 PATCHES = 64
 """Scenes whose residual stream is saved at every image token."""
-LEFT_OUT = ("gradient_rollout", "gradient_maps", "vision_maps")
+LEFT_OUT = ("gradient_rollout", "gradient_maps", "vision_maps", "vision_change")
 """Arrays that the store lacks, for the time that they take; it has all others, so that every command can run on it."""
 FEWEST_SCENES = 64
 FEWEST_OF_RELATIONS = 160

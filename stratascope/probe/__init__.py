@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stratascope.probe.tasks.task import Task, task_from_values
     from stratascope.probe.validation.folds import Folds, grouped_folds
     from stratascope.probe.validation.official_splits import Leakage, official_split, split_leakage
+    from stratascope.probe.vision_change import VisionChanges, vision_changes
     from stratascope.probe.vision_tower import Entanglement, entanglement
     from stratascope.results.layer_intervals import LayerIntervals
 
@@ -61,6 +62,7 @@ _MODULES = {
     "StudyResult": "preregistered.study_result",
     "StudyRun": "preregistered.preregistered_study",
     "Task": "tasks.task",
+    "VisionChanges": "vision_change",
     "accuracy_by": "curve.breakdown",
     "calibration": "curve.calibration",
     "codelength_by_layer": "study.codelength_study",
@@ -85,6 +87,7 @@ _MODULES = {
     "tidy_table": "curve.curve_set",
     "transfer_matrix": "study.transfer",
     "transfer_of": "study.transfer",
+    "vision_changes": "vision_change",
 }
 
 __all__ = [
@@ -112,6 +115,7 @@ __all__ = [
     "StudyResult",
     "StudyRun",
     "Task",
+    "VisionChanges",
     "accuracy_by",
     "calibration",
     "codelength_by_layer",
@@ -136,6 +140,7 @@ __all__ = [
     "tidy_table",
     "transfer_matrix",
     "transfer_of",
+    "vision_changes",
 ]
 
 

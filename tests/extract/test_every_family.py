@@ -322,7 +322,9 @@ def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path
     """Parts of the logits add up to what is stored; knockouts equal the stock model's, asked with its own processor, its masks edited."""
     towerless, capped = not planned.plan.shape.vision_layers, planned.name == "paligemma2"
     deep = {"vision_maps"} if planned.name == "qwen3_vl" else set()
-    left_out = deep | ({"vision_residual"} if towerless else set()) | ({"head_logits", "value_logits"} if capped else set())
+    left_out = (
+        deep | ({"vision_residual", "vision_change"} if towerless else set()) | ({"head_logits", "value_logits"} if capped else set())
+    )
     record = tuple(name for name in RECORDS if name not in left_out)
     settings = dataclasses.replace(planned.plan.settings, record=record, limit=1, knockout_window=0)
     plan = plan_extraction(settings)

@@ -264,7 +264,7 @@ def test_few_shot_turns_do_not_change_what_the_tower_gives_of_the_image(settings
     """Cells, boxes, image tokens and the vision tower are those of the example's own image, wherever it stands in the prompt."""
     rows = [json.loads(line) for line in settings.examples[0].read_text().splitlines()]
     (tmp_path / "few.toml").write_text(TOML.replace("shot-0.png", rows[-1]["image"]).replace("shot-1.png", rows[-2]["image"]))
-    record = ("residual", "vision_residual", "vision_output")
+    record = ("residual", "vision_residual", "vision_output", "vision_change")
     asked = dataclasses.replace(settings, limit=6, record=record, positions=("default", "cells"), patches=2, patch_layers=(0,))
     stores = []
     for name, more in (("few", {"prompt": str(tmp_path / "few.toml")}), ("bare", {})):
@@ -275,7 +275,7 @@ def test_few_shot_turns_do_not_change_what_the_tower_gives_of_the_image(settings
     assert (few.n_tokens > bare.n_tokens + 100).all()
     assert few.spans["image"][:, 0].min() > bare.spans["image"][:, 0].max()
     assert few.positions == bare.positions
-    for array in ("vision_residual", "vision_output", "patch_residual"):
+    for array in ("vision_residual", "vision_output", "vision_change", "patch_residual"):
         examples = np.flatnonzero(few.available(array))
         assert len(examples) == (2 if array == "patch_residual" else 6)
         np.testing.assert_array_equal(few.read(array, examples=examples), bare.read(array, examples=examples))
@@ -306,6 +306,7 @@ def test_what_needs_a_single_image_is_refused(photos: Path) -> None:
         ({"positions": ("final", "cells")}, "expected one image an example for `positions` cells, found 2"),
         ({"record": ("residual", "vision_output")}, "expected one image an example for `record` vision_output"),
         ({"record": ("attention_maps", "vision_maps")}, "expected one image an example for `record` vision_maps"),
+        ({"record": ("vision_change",)}, "expected one image an example for `record` vision_change"),
         ({"patches": 2}, "expected one image an example for `patches` 2"),
         ({"condition": "patch-shuffle"}, "expected one image an example for `condition` patch-shuffle"),
         ({"boxes": photos / "boxes.json"}, "expected one image an example for `boxes`, found 2"),

@@ -25,8 +25,10 @@ RECORDS = (
     "vision_residual",
     "vision_output",
     "vision_maps",
+    "vision_change",
 )
-"""Arrays that can be saved for such types; `vision_residual` and `vision_output` of those with a grid, `vision_maps` of `PATCHED`."""
+"""Arrays that can be saved for such types; `vision_residual`, `vision_output` and `vision_change` of those with a grid, `vision_maps` of
+`PATCHED`."""
 
 RASTER = frozenset({
     "cohere_compass", "cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga",

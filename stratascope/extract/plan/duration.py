@@ -11,6 +11,7 @@ LANES = {
     "model": "device",
     "gradients": "device",
     "knockouts": "device",
+    "vision changes": "device",
     "images": "reading",
     "filling": "filling",
     "writing": "writing",

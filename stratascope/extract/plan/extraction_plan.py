@@ -71,6 +71,8 @@ class ExtractionPlan:
     """Images after the first one that the model sees for each example; empty where examples have one."""
     tower: TowerViews | None = None
     """Views of the vision tower; None if its attention maps are not saved."""
+    changed: np.ndarray | None = None
+    """(example,) bool: examples whose changes in the vision tower are measured; None: of no example."""
 
     def __repr__(self) -> str:
         arrays = ", ".join(sorted(self.store.record))
@@ -301,6 +303,7 @@ class ExtractionPlan:
             self.patch_counts,
             len(self.readout_words),
             None if self.tower is None else self.tower.weights(map(self.file_size, range(len(self.examples))), self.has_map),
+            None if self.changed is None else int(patch_counts(self.layouts, self.changed).sum()),
         )
 
     def _sample_thumbnails(self) -> np.ndarray | None:

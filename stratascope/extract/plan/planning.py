@@ -151,7 +151,7 @@ def build_plan(
     forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
     record -= frozenset() if forms else {"form_logits"}
     knocked = _evenly_spaced(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
-    record -= {"knockout"}  # added below, with its targets
+    record -= {"knockout", "vision_change"}  # added below, with their targets
     patched = _evenly_spaced(len(examples), settings.patches)
     record -= frozenset() if patched.any() else {"patch_residual"}
     sees = bool(record & {"vision_residual", "vision_output"})
@@ -233,16 +233,18 @@ def build_plan(
         settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance,
         further if images > 1 else [], tower,
     )  # fmt: skip
-    return _with_knockouts(plan, knocked) if knocked.any() else plan
+    plan = _with_knockouts(plan, knocked) if knocked.any() else plan
+    return _with_changes(plan) if "vision_change" in settings.record else plan
 
 
 def _shape_and_rule(source: ModelSource, settings: ExtractionSettings, general: GeneralModel | None) -> tuple[ModelShape, ImageRule]:
     """The model's sizes and how it writes images; InvalidInputError for records that it does not have."""
     shape = model_shape(source) if general is None else general.shape
-    if "vision_residual" in settings.record and not shape.vision_layers:
+    towers = [name for name in ("vision_residual", "vision_change") if name in settings.record]
+    if towers and not shape.vision_layers:
         raise InvalidInputError(
-            f"expected a model with a known vision tower for vision_residual, found {source.config['model_type']!r}; leave "
-            "vision_residual out of `record`"
+            f"expected a model with a known vision tower for {towers[0]}, found {source.config['model_type']!r}; leave "
+            f"{towers[0]} out of `record`"
         )
     apart = sorted({"head_logits", "value_logits"} & set(settings.record))
     if apart and general is None and logits_capped(source):
@@ -285,7 +287,7 @@ def _requests_of_cells(settings: ExtractionSettings) -> dict[str, list[str]]:
     return {
         "boxes": [str(settings.boxes)] if settings.boxes else [],
         "positions": placed,
-        "record": [name for name in settings.record if name in ("vision_output", "vision_residual")],
+        "record": [name for name in settings.record if name in ("vision_output", "vision_residual", "vision_change")],
         "patches": [str(settings.patches)] if settings.patches else [],
     }
 
@@ -299,6 +301,20 @@ def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:
     names = {"knockout_modes": modes, "knockout_windows": knockouts.window_names, "knockout_targets": targets}
     store = plan.store.subset(record=plan.store.record | {"knockout"}, **names)
     return replace(plan, knockouts=knockouts, store=store, provenance={**plan.provenance, "knockouts": knockouts.provenance()})
+
+
+def _with_changes(plan: ExtractionPlan) -> ExtractionPlan:
+    """The plan with changes in the vision tower of the chosen examples and their array in the store."""
+    boxed = [None not in (plan.shown_box(k, "subject"), plan.shown_box(k, "object")) for k in range(len(plan.examples))]
+    able = np.flatnonzero(boxed)
+    if not len(able):
+        raise InvalidInputError("expected gold boxes of subject and object for vision_change, found none; set `boxes` (COCO instances)")
+    changed = np.isin(np.arange(len(boxed)), able[_evenly_spaced(len(able), plan.settings.changes)])
+    if not changed.any():
+        return plan
+    sizes = {"change_blocks": plan.shape.vision_layers, "change_cells": int(patch_counts(plan.layouts, changed).max())}
+    store = plan.store.subset(record=plan.store.record | {"vision_change"}, **sizes)
+    return replace(plan, changed=changed, store=store, provenance={**plan.provenance, "changes": plan.settings.changes})
 
 
 def _image_tokens(layout: TokenLayout) -> int:

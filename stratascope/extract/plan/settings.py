@@ -31,6 +31,7 @@ RECORDS = (
     "vision_residual",
     "vision_output",
     "vision_maps",
+    "vision_change",
     "hiding_estimate",
     "gradient_rollout",
     "gradient_maps",
@@ -119,6 +120,8 @@ class ExtractionSettings:
     prompt of `PARTS`, `caption` or `prompt`."""
     knockout_window: int | None = None
     """Blocks in a sliding window of knockouts, besides the window of all blocks; None: a quarter of the blocks; 0: none."""
+    changes: int | None = 128
+    """Number of evenly spaced examples, of those with both gold boxes, whose `vision_change` is measured; None: all."""
     thumbnail: tuple[int, int] | None = (112, 112)
     """(width, height) in pixels of the thumbnails in the store; None: no thumbnails."""
     limit: int | None = None
@@ -179,6 +182,11 @@ class ExtractionSettings:
         mapped = [name for name in self.record if name in ("vision_maps", "gradient_maps")]
         if mapped and "attention_maps" not in self.record:
             raise InvalidInputError(f"expected attention_maps in `record` beside {mapped[0]}, of the same examples, found none; add it")
+        if "vision_change" in self.record and self.condition in ("blank", "shuffled-image"):
+            raise InvalidInputError(
+                f"expected images with the objects of their boxes for vision_change, found `condition` {self.condition}; leave it out of "
+                "`record`"
+            )
         if self.condition == "patch-shuffle":
             self._expect_no_cells()
         _expect_among("fusion", self.fusion, FUSIONS)
@@ -198,6 +206,7 @@ class ExtractionSettings:
             ("maps", self.maps),
             ("patches", self.patches),
             ("knockouts", self.knockouts),
+            ("changes", self.changes),
             ("knockout_window", self.knockout_window),
             ("untrained", self.untrained),
             ("generate", self.generate),
@@ -229,7 +238,7 @@ class ExtractionSettings:
         placed = [name for name in self.positions or () if name in ("cells", *BOX_POSITIONS) or name.startswith("cell_")]
         for parameter, found in (
             ("positions", placed),
-            ("record", [name for name in self.record if name in ("vision_output", "vision_maps")]),
+            ("record", [name for name in self.record if name in ("vision_output", "vision_maps", "vision_change")]),
             ("patches", [str(self.patches)] if self.patches else []),
         ):
             if found:

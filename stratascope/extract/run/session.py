@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from stratascope.extract.run.self_check import (
     load_processor,
 )
 from stratascope.extract.run.tower_maps import TowerMapRequests
+from stratascope.extract.run.vision_change import vision_changes
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 from stratascope.extract.run.vision_tower import CellRequest
 
@@ -133,7 +133,7 @@ class ExtractionSession:
         check = None if self.knocked else limits_of(self.plan).inner
         while True:
             tokens = self.kept.limit("knockouts", block, place, self._given_tokens)
-            found = attempt(partial(self._knock_out, batch, pair, targets, knockouts, tokens, check))
+            found = attempt(partial(lambda *known: self.model.knock_out(batch(), *known), pair, targets, knockouts, tokens, check))
             if not isinstance(found, OutOfMemory):
                 self.knocked = True
                 return found
@@ -142,8 +142,12 @@ class ExtractionSession:
             torch.cuda.empty_cache()
             self.halve("knockouts", block, place, tokens // 2)
 
-    def _knock_out(self, batch: Callable[[], Batch], *known: Any) -> np.ndarray:
-        return self.model.knock_out(batch(), *known)
+    def vision_changes(self, example: int) -> np.ndarray:
+        """Changes in the vision tower where a box is painted over, see `vision_changes`; InvalidInputError if memory does not suffice."""
+        found = attempt(partial(vision_changes, self.plan, example, self.prepare, self.model.features))
+        if isinstance(found, OutOfMemory):
+            raise self.too_little("changes in the vision tower", found, "lower `max_pixels`, leave vision_change out of `record`")
+        return found
 
     def score_answers(self, members: Sequence[int], batch_of: Callable[[list[int]], Batch], block: int, place: int) -> np.ndarray:
         """(example, choice) float32: log-probabilities of the examples' answers, see `answer_scores`; arguments as of `knock_out`.
@@ -280,9 +284,6 @@ class ExtractionSession:
         check_capture(self.plan, self.model, captured, references, self.request.choices)
         check_patches(self.plan, batch.members, captured, self._pooled.index("image"))
 
-    def _order(self, example: int, count: int) -> np.ndarray:
-        return image_token_order(count, self.plan.settings.seed, example)
-
     @property
     def _pooled(self) -> tuple[str, ...]:
         """Positions of the captured residual stream; the first batch is also compared at the final and the image tokens."""
@@ -309,14 +310,14 @@ class ExtractionSession:
         InvalidInputError
             If image tokens are to be permuted and the model takes pixels alone.
         """
-        plan = self.plan
+        plan, seed = self.plan, self.plan.settings.seed
         if plan.settings.condition == "patch-shuffle":
             if not features:
                 raise InvalidInputError(
                     "expected a model that accepts precomputed image features for `condition` patch-shuffle, found another; choose "
                     "another model or condition"
                 )
-            features = [each.reordered(self._order(k, each.tokens)) for k, each in zip(members, features, strict=True)]
+            features = [one.reordered(image_token_order(one.tokens, seed, k)) for k, one in zip(members, features, strict=True)]
         lengths = self._counts[list(members)]
         ids = np.zeros((len(members), int(lengths.max())), np.int64)
         for row, k in enumerate(members):

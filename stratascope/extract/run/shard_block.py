@@ -218,7 +218,8 @@ class ShardBlock:
             found = session.score_answers(members, self._batch, self._block, self._place)
             self.arrays["answer_logits"][np.array(members) - self._first] = found
         backward = members if ARRAYS & self.arrays.keys() else []
-        if chosen or backward:
+        changed = [] if session.plan.changed is None else [k for k in members if session.plan.changed[k]]
+        if chosen or backward or changed:
             self._filling.drain()
         for k in backward:
             if k not in session.failed:
@@ -233,6 +234,10 @@ class ShardBlock:
         for place, k in enumerate(members, self._place):
             if k in chosen and k not in session.failed:
                 self.arrays["knockout"][k - self._first] = session.knock_out(k, partial(self._batch, [k]), self._block, place)
+        for k in changed:
+            if k not in session.failed:
+                found = session.vision_changes(k)
+                self.arrays["vision_change"][k - self._first, ..., : found.shape[-1]] = found
         for k in members:
             self._features.pop(k, None)
         return True

@@ -71,6 +71,10 @@ class TimedSession(ExtractionSession):
         with self.timed("gradients"):
             return super().token_gradients(example, batch)
 
+    def vision_changes(self, example: int) -> np.ndarray:
+        with self.timed("vision changes"):
+            return super().vision_changes(example)
+
     def knock_out(self, example: int, batch: Callable[[], Batch], block: int, place: int) -> np.ndarray:
         with self.timed("knockouts"):
             return super().knock_out(example, batch, block, place)

@@ -100,8 +100,8 @@ class _Run:
     def __init__(self, session: TimedSession, allowed: float, progress: bool = False) -> None:
         self._session, self._allowed, self._progress = session, allowed, progress
         self._plan = session.plan
-        self._bare = replace(self._plan, knockouts=None) if self._plan.knockouts else self._plan
-        """The plan without knockouts, which are timed separately."""
+        self._bare = replace(self._plan, knockouts=None, changed=None)
+        """The plan without knockouts and changes in the vision tower, which are timed separately."""
         self._samples: dict[tuple[str, bool], list[Sample]] = {}
         """(stage, whether the batch has maps) -> samples; False for stages without that difference."""
         self._device = session.model.device
@@ -133,6 +133,7 @@ class _Run:
                     timed.append(batch)
                     bar.update(1)
         self._time_knockouts()
+        self._time_changes()
         return ExtractionTiming(
             examples=len(self._plan.examples),
             timed_examples=sum(map(len, timed)),
@@ -211,6 +212,15 @@ class _Run:
             if number and "knockouts" in self._session.spent:
                 self._note("knockouts", float(self._plan.token_counts[k]), sum(self._session.spent["knockouts"]))
 
+    def _time_changes(self) -> None:
+        """Time the changes in the vision tower of two examples, after a warm-up."""
+        able = [] if self._plan.changed is None else [int(k) for k in np.flatnonzero(self._plan.changed) if int(k) not in self._plan.failed]
+        for number, k in enumerate([*able[:1], *able[:2]]):
+            self._session.spent.clear()
+            self._session.vision_changes(k)
+            if number:
+                self._note("vision changes", 1, sum(self._session.spent["vision changes"]))
+
     def _stages(self, batches: list[list[int]]) -> tuple[Stage, ...]:
         """All timed stages with their total work."""
         plan = self._plan
@@ -225,6 +235,7 @@ class _Run:
             "vision tower": self._tower_passes([name for batch in batches for k in batch for name in plan.images_of(k)]),
             "gradients": sum(map(self._tokens, batches)),
             "knockouts": float(plan.token_counts[chosen].sum()),
+            "vision changes": 0 if plan.changed is None else sum(k not in plan.failed for k in np.flatnonzero(plan.changed)),
             "writing": float(estimate.sum()) * sum(map(len, batches)) / len(plan.examples),
         }
         mapped = {kind: sum(self._tokens(batch) for batch in batches if self._mapped(batch) is kind) for kind in (False, True)}

@@ -172,6 +172,11 @@ TABLE = (
         gaps=True, mask="has_map",
     ),
     ArrayKind(
+        "vision_change", ("example", "changed", "change_layer", "cell"), "float32", _NAN, {"example": 1}, "zstd", "block",
+        "|r' - r| / |r| of the vision tower's residual stream r at every image cell, in raster order, after 0, 1, ... blocks, and last of "
+        "its output, where r' is that with the box of `changed` in a uniform colour; NaN if not measured", True, gaps=True,
+    ),
+    ArrayKind(
         "value_norms", _ROW, "float16", _NAN, {"attention_layer": 1, "example": 4}, "zstd", "block",
         "norm of what each head would write if it attended to that token alone; NaN beyond n_tokens", True,
     ),
@@ -281,6 +286,7 @@ TABLE = (
         "vision_position", ("vision_position",), "str", "", {}, "text", "creation", "names of positions in the vision tower",
         beside=("vision_residual", "vision_output"),
     ),
+    ArrayKind("changed", ("changed",), "str", "", {}, "text", "creation", "whose box is changed", beside=("vision_change",)),
     ArrayKind("side", ("side",), "str", "", {}, "text", "creation", "sides of a box", beside=("vision_box",)),
     ArrayKind("span", ("span",), "str", "", {}, "text", "creation", "names of spans"),
     ArrayKind("bound", ("bound",), "str", "", {}, "text", "creation", "start and stop"),

@@ -38,10 +38,12 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "vision_parent": ("vision_views", "vision_tokens"),
     "vision_grid": ("vision_views",),
     "vision_box": ("vision_views",),
+    "vision_change": ("change_blocks", "change_cells"),
 }
 """Array -> fields that it requires."""
 _VIEWS = ("vision_blocks", "vision_views", "vision_tokens", "vision_class_tokens")
-_UNSAID = ("patches", "patch_layers", "softmax_layers", "generated", *_VIEWS)
+_CHANGES = ("change_blocks", "change_cells")
+_UNSAID = ("patches", "patch_layers", "softmax_layers", "generated", *_VIEWS, *_CHANGES)
 """Fields of later releases, which a layout leaves out where they are empty: earlier ones refuse unknown fields."""
 
 
@@ -111,6 +113,10 @@ class StoreLayout:
     """Most tokens of a view."""
     vision_class_tokens: int = 0
     """Tokens of a view before its patches."""
+    change_blocks: int = 0
+    """Blocks of the vision tower whose changes `vision_change` holds."""
+    change_cells: int = 0
+    """Most image cells of an example in `vision_change`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record", frozenset(self.record))
@@ -121,7 +127,7 @@ class StoreLayout:
                 raise InvalidInputError(f"{name}: expected at least one name, found none")
         for name in ("examples", "layers", "hidden", "heads", "tokens", "block"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks", "patches", "generated", *_VIEWS):
+        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks", "patches", "generated", *_VIEWS, *_CHANGES):
             _at_least(name, getattr(self, name), 0)
         check_layout_sizes(vars(self), self.blocks)
         unknown = self.record - set(RECORDABLE)
@@ -180,7 +186,7 @@ class StoreLayout:
             "position": self.positions, "vision_position": self.vision_positions, "span": self.spans, "choice": self.choices,
             "answer_form": self.answer_forms, "knockout_mode": self.knockout_modes, "knockout_window": self.knockout_windows,
             "knockout_target": self.knockout_targets, "bound": ("start", "stop"), "grid_axis": ("rows", "columns"),
-            "side": ("left", "top", "right", "bottom"),
+            "side": ("left", "top", "right", "bottom"), "changed": ("subject", "object"),
         }.get(dim)  # fmt: skip
 
     @property
@@ -200,6 +206,7 @@ class StoreLayout:
             "generated": self.generated, "byte": self.generated * TOKEN_BYTES,
             "vision_block": self.vision_blocks, "view": self.vision_views, "vision_token": self.vision_tokens,
             "vision_query": self.vision_tokens, "vision_key": self.vision_tokens, "side": 4,
+            "changed": 2, "change_layer": self.change_blocks + 2, "cell": self.change_cells,
         }  # fmt: skip
 
     def arrays(self) -> tuple[ArraySpec, ...]:

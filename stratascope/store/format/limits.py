@@ -28,6 +28,7 @@ _MOST: dict[str, int] = {
     "head_dim": 1 << 20, "vision_layers": 1 << 12, "vision_hidden": 1 << 20, "ranks": 1 << 20,
     "patches": 1 << 20, "generated": 1 << 16,
     "vision_blocks": 1 << 12, "vision_views": 1 << 10, "vision_tokens": 1 << 16, "vision_class_tokens": 1 << 10,
+    "change_blocks": 1 << 12, "change_cells": 1 << 20,
 }  # fmt: skip
 """Field of a layout -> the largest value: far beyond any model, and small enough that a stranger's metadata cannot fill memory."""
 _MOST_BLOCKS = 1 << 20

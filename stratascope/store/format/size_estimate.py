@@ -27,6 +27,8 @@ _PATCHES = {"float32": 0.94, "float16": 0.61, "bfloat16": 0.48}
 """The same with zstd, which leaves next to nothing of examples without patches."""
 _VISION = {"vision_maps": 0.8, "vision_parent": 0.2}
 """Compression ratio of attention maps of a vision tower, of tiny random ones."""
+_CHANGES = 0.8
+"""The same of relative changes in a vision tower; they are zero in windows that the box does not touch."""
 _LOGITS = {"float32": 1.0, "float16": 0.7, "bfloat16": 0.6}
 _SAME_TOKEN, _FEW_WORDS = 0.04, 0.35
 """Layer 0 holds embeddings: the final token is the same in every example, words recur. Share of what other layers take."""
@@ -55,6 +57,7 @@ def estimate_sizes(
     patches: NDArray[Any] | None = None,
     readout_words: int = 0,
     vision_weights: NDArray[Any] | None = None,
+    changed_cells: int | None = None,
 ) -> pd.DataFrame:
     """Estimate the size on disk of every array, before a model is run.
 
@@ -80,6 +83,8 @@ def estimate_sizes(
         Rows of the unembedding in the group `lens`; 0: it is not written.
     vision_weights
         (example,) weights in vision_maps that are not zero, 0 for examples without; None: every token sees all of its view.
+    changed_cells
+        Image cells of the examples in vision_change, all together; None: every example has the most.
 
     Returns
     -------
@@ -130,6 +135,9 @@ def estimate_sizes(
             values = layout.blocks * 5.0
         elif spec.name == "knockout":
             values = spec.raw_bytes * knocked * _EFFECTS
+        elif spec.name == "vision_change":
+            filled = layout.examples * layout.change_cells if changed_cells is None else changed_cells
+            values = 4.0 * filled * math.prod(spec.shape[1:3]) * _CHANGES
         elif spec.name == "top_tokens":
             values = spec.raw_bytes * _TOKEN_IDS
         else:

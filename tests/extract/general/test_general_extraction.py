@@ -303,8 +303,9 @@ def test_the_tower_is_recorded_where_the_cells_of_its_patches_are_known(extracte
     name, folder, _ = extracted
     asked = _settings(folder, photos, record=("residual", "vision_residual"), limit=1)
     if not name.startswith("qwen"):
-        with pytest.raises(InvalidInputError, match="expected a model with a known vision tower for vision_residual"):
-            plan_extraction(asked)
+        for record in ("vision_residual", "vision_change"):
+            with pytest.raises(InvalidInputError, match=f"expected a model with a known vision tower for {record}"):
+                plan_extraction(_settings(folder, photos, record=(record,), limit=1))
         return
     plan = plan_extraction(asked)
     run_extraction(plan, folder / "tower.zarr")
