@@ -17,7 +17,7 @@ from stratascope.probe.curve.metrics import score_band, score_layers
 from stratascope.probe.curve.value_metrics import score_values
 from stratascope.probe.study.codelength_study import compression_ends
 from stratascope.probe.vision_tower import r2_interval
-from stratascope.stats.auroc import Auroc
+from stratascope.stats.auroc import Auroc, effective_groups
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import Band, clustered_wilson, share_band
 from stratascope.stats.mean_ratio import mean_ratio
@@ -150,10 +150,11 @@ def heads(seed: int, images: int, auroc: float) -> dict[str, Outcome]:
     return found
 
 
-def scores(seed: int, images: int, auroc: float, each: int = 2) -> dict[str, Outcome]:
+def scores(seed: int, images: int, auroc: float, each: int = 2, cells: bool = False) -> dict[str, Outcome]:
     """AUROC and balanced accuracy at six layers, given the predictions (`probe --test-on`, `patches`), and R2 of about the same signal.
 
-    The AUROC is that within five folds, of a multiple of five images; pairs of an image share half of their variance.
+    The AUROC is that within five folds, of a multiple of five images; pairs of an image share half of their variance. That of `cells` has
+    effective groups, as in `patches`.
     """
     made = Clustered(seed, images, each)
     shift = np.sqrt(2) * norm.ppf(auroc)
@@ -169,7 +170,10 @@ def scores(seed: int, images: int, auroc: float, each: int = 2) -> dict[str, Out
     found = {}
     for metric, wanted in expected.items():
         given, drawn = (values, draws) if metric in values else (more, further)
-        bands = score_band(given[metric], drawn[metric], metric, images, 0.95)
+        groups = images
+        if cells and metric == "auroc":
+            groups = effective_groups(logits, labels, made.groups % 5, made.groups)
+        bands = score_band(given[metric], drawn[metric], metric, groups, 0.95)
         found |= {f"{metric}, {which}": outcome for which, outcome in outcomes(bands, wanted).items()}
     return found
 
