@@ -29,7 +29,7 @@ def processor_seconds(pid: int) -> float:
     """Seconds of a running process and of all that it started."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-        children = [child for thread in Path(f"/proc/{pid}/task").glob("*/children") for child in thread.read_text("ascii").split()]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + sum(processor_seconds(int(child)) for child in children)
@@ -37,8 +37,8 @@ def processor_seconds(pid: int) -> float:
 
 def watch(pid: int, used: list[float]) -> None:
     """Keep the largest number of processor seconds seen until a process ends."""
-    while seconds := processor_seconds(pid):
-        used[0] = max(used[0], seconds)
+    while Path(f"/proc/{pid}").exists():
+        used[0] = max(used[0], processor_seconds(pid))
         time.sleep(PERIOD)
 
 
@@ -54,10 +54,9 @@ def drop_page_cache() -> bool:
 
 def run(scenes: int, out: Path, caches: Path) -> dict[str, float]:
     """Run the demo; seconds at each step, at the first result, and at the end."""
-    environment = {
-        **os.environ, "PYTHONPYCACHEPREFIX": str(caches / "python"), "NUMBA_CACHE_DIR": str(caches / "numba"),
-        "MPLCONFIGDIR": str(caches / "matplotlib"), "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
+    places = {"PYTHONPYCACHEPREFIX": "python", "NUMBA_CACHE_DIR": "numba", "MPLCONFIGDIR": "matplotlib"}
+    environment = {**os.environ, **{name: str(caches / place) for name, place in places.items()}, "PYTHONUNBUFFERED": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-m", "stratascope", "demo", "--scenes", str(scenes), "--out", str(out)]
     start, found, used = time.perf_counter(), dict[str, float](), [0.0]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:

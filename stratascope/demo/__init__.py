@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +40,8 @@ SUMMARY_CURVES = ("truth-final", "truth-final-blank", "truth-shuffled-final")
 """Curves in the demo's summary."""
 MODULES = ("stratascope.extract.run.shard_block", "stratascope.probe.study.study", "scipy.stats", "sklearn.base", "dask.threaded")
 """What extraction and probes import; the import starts before the scenes are drawn."""
+LATER = ("scipy.stats", "sklearn.base", "matplotlib.figure", "matplotlib.font_manager")
+"""What this process imports between extraction and first figure."""
 KEPT = ": finished before, kept"
 
 
@@ -97,6 +102,7 @@ def run_demo(
     if processes == 1 or all(stages.noted(condition) for condition in CONDITIONS):
         return _run_stages(stages, 1, progress, on_step, on_result, command_line)
     with shared_processes(processes, MODULES):
+        Thread(target=lambda: [import_module(name) for name in LATER], daemon=True).start()  # while the processes extract
         return _run_stages(stages, processes, progress, on_step, on_result, command_line)
 
 
@@ -136,16 +142,17 @@ def _run_stages(
         results.rename(aside)
         stages.leave(results)
         on_step(f"{results} belongs to other stores: moved to {aside}")
-    step(
-        "4/5 probing every layer",
-        results,
-        {"probes": lambda: _save_curves(stores["original"], stores["blank"], results, seed, processes, progress)},
-        lambda _: prints,
-    )
-    summarised = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in SUMMARY_CURVES}
-    summary = _summary(stores["original"], summarised)
-    if on_result is not None:
-        on_result(f"\n{summary}\nfigure: {results / 'truth.png'}\n")
+    shown: list[str] = []
+
+    def show(curves: Mapping[str, LayerCurve]) -> None:
+        shown.append(_summary(stores["original"], curves))
+        if on_result is not None:
+            on_result(f"\n{shown[0]}\nfigure: {results / 'truth.png'}\n")
+
+    probes = partial(_save_curves, stores["original"], stores["blank"], results, seed, processes, progress, show)
+    step("4/5 probing every layer", results, {"probes": probes}, lambda _: prints)
+    if not shown:
+        show({name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in SUMMARY_CURVES})
     step(
         "5/5 answers, attention, attribution, faithfulness and report",
         results,
@@ -158,7 +165,7 @@ def _run_stages(
         f"report: {results / 'report.html'}\n"
         f"folder: {out} with the stores original.zarr and blank.zarr, and results/ with results (*.zarr.zip) and figures (*.png)"
     )
-    return where if on_result is not None else f"{summary}\n\n{where}"
+    return where if on_result is not None else f"{shown[0]}\n\n{where}"
 
 
 def _extracted(
@@ -244,8 +251,16 @@ def _save_overlap(store: ActivationStore, results: Path, seed: int) -> None:
     save_figure(overlap.figure(prediction=prediction), results / f"{overlap.file_name}.png")
 
 
-def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, processes: int, progress: bool) -> None:
-    """Curves, advantages over baselines and controls, accuracy by relation, and figures."""
+def _save_curves(
+    original: ActivationStore,
+    blank: ActivationStore,
+    results: Path,
+    seed: int,
+    processes: int,
+    progress: bool,
+    show: Callable[[Mapping[str, LayerCurve]], None],
+) -> None:
+    """Curves, of which `show` receives those of the summary as soon as their figure is drawn; advantages, accuracy by relation, figures."""
     from stratascope.probe.curve.breakdown import AccuracyBy
     from stratascope.results.locations import file_name
     from stratascope.results.saved_files import save_with_figure
@@ -253,6 +268,8 @@ def _save_curves(original: ActivationStore, blank: ActivationStore, results: Pat
     joint = _probe(original, blank, results / LAYERS, seed, processes, progress)
     curves = _by_name(joint)
     related = "relation-final" in curves
+    _draw_truth(curves, results)
+    show(dict(zip(SUMMARY_CURVES, (curves[name] for name in ("truth-final", "truth-final-blank", f"{SHUFFLED}-final")), strict=True)))
     for name, curve in curves.items():
         save_with_figure(curve, results, name=file_name(curve.file_name, "blank" if name.endswith("blank") else None), draw=False)
     for name in ("truth-final", *(["relation-final"] if related else [])):
@@ -262,7 +279,8 @@ def _save_curves(original: ActivationStore, blank: ActivationStore, results: Pat
     relations = dict(zip(original.examples["id"], original.examples["relation"], strict=True))
     for position in ("final", "object", "subject"):
         save_with_figure(AccuracyBy.of(curves[f"truth-{position}"], relations, "relation"), results)
-    _draw(curves, results)
+    if related:
+        _draw_relation(curves, results)
 
 
 def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed: int, processes: int, progress: bool) -> CurveSet:
@@ -282,7 +300,7 @@ def _by_name(joint: CurveSet) -> dict[str, LayerCurve]:
     return own | {f"{curve.task}-{curve.position}-blank": curve for curve in joint.baselines["blank"]}
 
 
-def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
+def _draw_truth(curves: Mapping[str, LayerCurve], folder: Path) -> None:
     from stratascope.figures.drawing import save_figure
     from stratascope.probe.curve.curve_figures import curves_figure
 
@@ -292,8 +310,12 @@ def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
         title="Truth of the caption",
     )
     save_figure(truth, folder / "truth.png")
-    if "relation-final" not in curves:
-        return
+
+
+def _draw_relation(curves: Mapping[str, LayerCurve], folder: Path) -> None:
+    from stratascope.figures.drawing import save_figure
+    from stratascope.probe.curve.curve_figures import curves_figure
+
     relation = curves_figure(
         {"final token": curves["relation-final"], "object": curves["relation-object"]},
         muted={"blank image, final": curves["relation-final-blank"]},
@@ -302,7 +324,7 @@ def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
     save_figure(relation, folder / "relation.png")
 
 
-def _summary(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
+def _summary(store: ActivationStore, curves: Mapping[str, LayerCurve]) -> str:
     """Summary of the truth curve, its controls and the model's accuracy."""
     from stratascope.analysis.model_answers import answers_right
 

@@ -177,7 +177,7 @@ def shared_processes(workers: int, modules: Sequence[str] = ()) -> Iterator[Proc
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with process_pool(workers, forked=forked) as pool:
-        for _ in range(workers):
+        for _ in range(0 if forked else workers):  # starting a forked one waits until the server has imported them
             for module in modules:
                 pool.submit(_import, module)
         token = _shared.set(pool)

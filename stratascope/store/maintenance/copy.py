@@ -126,8 +126,9 @@ def copy_store(
         else:
             into = BucketTarget(path, whole) if isinstance(path, str) else ZipTarget(path) if zipped else FolderTarget(path, whole)
         born, known = _known(store, layout, numbers)
-        for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():
-            into.put(key, partial(_whole, data))
+        empty = empty_store(layout, born, known, store.vocabulary, store.provenance, taken)
+        with closing(_results([[partial(into.put, key, partial(_whole, data)) for key, data in empty.items()]], into.at_once)) as results:
+            list(results)
         specs = {s.name: s for s in layout.arrays()}
         by_block = [spec for spec in specs.values() if spec.by_block]
         tasks = ([partial(_copy_file, store, layout, numbers, into, spec, block) for spec in by_block] for block in blocks)
@@ -188,7 +189,7 @@ def _copy_file(
 
 
 def _results(tasks: Iterable[Sequence[Callable[[], int]]], at_once: int) -> Generator[list[int], None, None]:
-    """Results of the tasks of each block, in order; `at_once` tasks run at once, of two blocks at most."""
+    """Results of the tasks of each group, such as a block, in order; `at_once` tasks run at once, of two groups at most."""
     if at_once == 1:
         yield from ([task() for task in each] for each in tasks)
         return
