@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[int, ...], float, list[tuple[st
     "shares": (simulated.shares, (20, 40, 100), 1.0, [(f"{share:g}", {"share": share}) for share in (0.6, 0.9, 0.97)]),
     "heads": (simulated.heads, (20, 40, 100), 1.0, [(f"AUROC {a:g}", {"auroc": a}) for a in (0.5, 0.7, 0.9, 0.97)]),
     "scores": (simulated.scores, (20, 40, 100), 0.5, [(f"AUROC {a:g}", {"auroc": a}) for a in (0.55, 0.75, 0.95)]),
-    "cells": (simulated.scores, (20, 40, 100), 0.35, [(f"AUROC {a:g}", {"auroc": a, "each": 24, "cells": True}) for a in (0.55, 0.75, 0.95)]),
+    "cells": (simulated.cells, (20, 40, 100), 0.35, [(f"AUROC {a:g}", {"auroc": a}) for a in (0.55, 0.75, 0.95)]),
     "others": (simulated.others, (24, 40, 100), 1.0, [("", {})]),
 }
 """Name -> data sets, numbers of images, repeats in units of `--repeats`, and shapes by name."""

@@ -34,8 +34,9 @@ _JOINT = 0.5
 """Share of the widening, on a log scale, that the simultaneous band has."""
 _SHARES = ((0.5, 0.9), (0.75, 0.95))
 _EQUAL, _EQUAL_LOG, _STEEPNESS, _MOST = 0.6, 0.3, 2.5, 1.6
-"""Spread of the logarithm of sizes (`log_spread`) from which (on a log scale the second) and up to which intervals are widened, and how fast."""
-_OPEN, _OPEN_SKEWNESS = 1.3, 0.45
+"""Spread of the logarithm of sizes (`log_spread`) from which, on a log scale the second, and up to which intervals are widened, and how
+fast."""
+_OPEN, _OPEN_SKEWNESS = 1.4, 0.45
 """Spread of the logarithm and skewness, in square roots of groups, above which a family of fewer than `_FULL` groups has an open end."""
 
 
@@ -57,7 +58,9 @@ def mean_ratio(
 
     Where sizes are so unequal that a few groups decide the mean, most samples lack the largest, and bootstrap-t intervals of a nominal
     95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6. More than
-    `_FULL` groups hold enough of the largest, and the level is closer to 95 %.
+    `_FULL` groups hold enough of the largest, and the level is closer to 95 %. On a log scale the lower end is widened by the sizes of
+    `bottom`, the upper end by those of `top`. Where even that does not cover, in families of fewer than `_FULL` groups whose sizes are
+    very unequal and skewed, the end on the side of the large values is NaN, and the other end is given.
 
     The simultaneous band takes the largest distance of a resample over rows, but at most `FURTHEST` times the largest of a row's own: a row
     whose few large values make its distances extreme would else widen all others without limit. No end is farther than `LONGEST` standard
@@ -123,7 +126,7 @@ def mean_ratio(
         distance = drawn * np.log(drawn / value) if positive else drawn - value
         apart = np.where(errors > 0, distance / errors, np.nan)
         deviations = np.where(present, (above - value[:, None] * below) * (present.sum(1) / below.sum(1))[:, None], np.nan)
-    # (end, row): a lower end is too high where the sample lacks large values of `bottom`, an upper one too low where it lacks those of `top`
+    # (end, row): samples that lack large values of `bottom` have a lower end that is too high, of `top` an upper one that is too low
     unequal = np.zeros((2, len(above)))
     if positive:
         unequal = np.stack([log_spread(below, present), log_spread(above, present)])
@@ -162,8 +165,8 @@ def mean_ratio(
     if not (bounded or positive) and spread.any():
         few |= deciding_groups(deviations[spread]) < FEWEST_DECIDING
         long = _long_side(deviations[spread], unequal[0, spread], count[spread])
-        for end, side in zip(ends, (-1, 1, -1, 1), strict=True):
-            end[spread] = np.where(long == side, np.nan, end[spread])
+        for end, sign in zip(ends, (-1, 1, -1, 1), strict=True):
+            end[spread] = np.where(long == sign, np.nan, end[spread])
     for end in ends:
         end[few] = np.nan
     return value, error, Band(ends[0], ends[1], ends[2], ends[3], critical)
