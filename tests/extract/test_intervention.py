@@ -227,7 +227,8 @@ def test_pairs_are_made_extracted_and_patched_by_the_commands(paired: Path) -> N
             else:
                 assert np.abs(change[rows["layer"] == rows["layer"].max()][0][has]).max() == 0, "which no token reads"
                 moved += int((np.abs(change[0][has]) > 0.1).sum())
-        assert f"final, patch from {source}: restores more than 0.1 of the difference at layers" in text
+        # fewer than 32 images have no interval
+        assert f"final, patch from {source}: not decided whether it restores more than 0.1 of the difference (too few" in text
     assert moved > 20
     assert "encoded at layer" in run("causal", paired / "results")
 
