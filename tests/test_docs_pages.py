@@ -17,9 +17,9 @@ from stratascope.cli import all_commands
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load(name: str) -> ModuleType:
-    """A script of docs/site as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "site" / f"{name}.py")
+def load(name: str, folder: str = "site") -> ModuleType:
+    """A script of a folder of docs as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -110,17 +110,99 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
         assert (tmp_path / "site" / page).stat().st_size > 10_000
 
 
-def test_the_page_of_questions_names_commands_and_options_that_exist() -> None:
-    text = (ROOT / "docs" / "questions.md").read_text("utf-8")
+def unknown_options(text: str) -> tuple[list[str], list[str]]:
+    """The commands that a text names, and those with options that do not exist."""
     named = [words for words in re.findall(r"`(stratascope [^`]+)`", text) if " COMMAND" not in words]
-    assert len(named) > 25
     commands = all_commands()
-    for words in named:
-        name = words.split()[1]
-        known = {option for param in commands[name].params for option in param.opts}
-        assert not set(re.findall(r"--[\w-]+", words)) - known, words
-    told = {words.split()[1] for words in named}
-    assert set(commands) - told <= {"demo", "fetch", "convert", "import", "pairs", "extract", "info", "copy", "push", "pull", "report"}
+    known = {words: {option for param in commands[words.split()[1]].params for option in param.opts} for words in named}
+    return named, [words for words in named if set(re.findall(r"--[\w-]+", words)) - known[words]]
+
+
+def test_the_page_of_questions_names_commands_and_options_that_exist() -> None:
+    named, unknown = unknown_options((ROOT / "docs" / "questions.md").read_text("utf-8"))
+    assert len(named) > 25
+    assert not unknown
+    lacking = set(all_commands()) - {words.split()[1] for words in named}
+    assert lacking <= {
+        "demo",
+        "fetch",
+        "convert",
+        "import",
+        "pairs",
+        "extract",
+        "info",
+        "copy",
+        "push",
+        "pull",
+        "report",
+    }
+
+
+def test_each_method_has_a_page_with_its_command_equation_cost_and_limits() -> None:
+    index, pages = (ROOT / "docs" / "methods.md").read_text("utf-8"), sorted((ROOT / "docs" / "methods").glob("*.md"))
+    linked = re.findall(r"\]\(methods/([\w-]+\.md)\)", index)
+    assert sorted(linked) == [page.name for page in pages]
+    told = set()
+    for page in pages:
+        text = page.read_text("utf-8")
+        rows = dict(re.findall(r"^\| ([\w ]+) \| (.+) \|$", text, re.M))
+        facts = ("question", "command", "equation", "record", "source", "cost", "misleads when", "interval")
+        assert all(rows.get(fact) for fact in facts), page.name
+        assert f"| {rows['question']} |" in index, page.name
+        named, unknown = unknown_options(text)
+        assert named
+        assert not unknown
+        told |= {words.split()[1] for words in re.findall(r"`(stratascope [^`]+)`", rows["command"])}
+    methods = (
+        "answers share rollout flow overlap heads faithfulness pointing attribution knockouts lens probe patches entanglement pca intervene"
+    )
+    assert told >= set(methods.split())
+
+
+def test_each_method_of_the_comparison_is_on_a_page() -> None:
+    from stratascope.analysis.relevance import METHODS
+
+    text = "".join(page.read_text("utf-8") for page in (ROOT / "docs" / "methods").glob("*.md")).lower()
+    assert not [method.label for method in METHODS if method.label.partition(",")[0] not in text]
+
+
+def test_links_to_sections_lead_to_headings_or_anchors() -> None:
+    pytest.importorskip("mkdocs")
+    from markdown import markdown
+
+    def anchors(page: Path) -> set[str]:
+        return set(re.findall(r' id="([^"]+)"', markdown(page.read_text("utf-8"), extensions=["toc", "fenced_code", "tables"])))
+
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/methods/*.md")]
+    links = {
+        (page, *link) for page in pages for link in re.findall(r"\]\((?!https?://)([^)#\s]*\.md)?#([^)\s]+)\)", page.read_text("utf-8"))
+    }
+    found: dict[Path, set[str]] = {}
+    for page, target, anchor in links:
+        there = (page.parent / target).resolve() if target else page
+        if there.parent.name != "api" and anchor not in found.setdefault(there, anchors(there)):
+            raise AssertionError(f"{page.name} links to {target}#{anchor}")
+
+
+def test_every_picture_of_the_documentation_is_drawn_by_a_script_there() -> None:
+    images = ROOT / "docs" / "images"
+    scripts = "".join(path.read_text("utf-8") for path in images.glob("*.py"))
+    pictures = {path.name for path in images.glob("*.png")}
+    assert pictures
+    assert not {name for name in pictures if f'"{name}"' not in scripts and f"docs/images/{name}`" not in scripts}
+    shown = {
+        name
+        for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
+        for name in re.findall(r"images/([\w-]+\.png)\)", page.read_text("utf-8"))
+    }
+    assert shown == pictures
+
+
+def test_the_commands_of_the_scripts_of_figures_exist() -> None:
+    for lines in load("make_findings", "images").FIGURES.values():
+        for line in lines[:-1]:
+            name, *rest = line.format(demo="demo", work="work").split()
+            all_commands()[name].make_context(name, rest, resilient_parsing=False)
 
 
 REPOSITORY = load("repository")

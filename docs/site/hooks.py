@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER: dict[str, list[str]] = {
     "": ["index.md", "questions.md", "tour.md", "commands.md"],
     "Guides": ["data.md", "question-sets.md", "study.md", "recording.md", "gpu.md", "families.md", "remote.md", "viewer.md"],
+    "Methods": ["methods.md", "interventions.md"],
     "Reference": [
-        "methods.md", "interventions.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "architecture.md",
+        "results.md", "findings-demo.md", "format.md", "benchmarks.md", "architecture.md",
         "glossary.md",
     ],
     "Python": [
@@ -35,14 +36,20 @@ def on_config(config: Any) -> Any:
     config["repo_url"] = repository_url() or None
     there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} | {"index.md"}
     there |= {name for name, source in MADE_FROM.items() if source.exists()}
+    order = {**ORDER, "Methods": [*ORDER["Methods"], *linked_methods()]}
     nav: list[Any] = []
-    for section, pages in ORDER.items():
+    for section, pages in order.items():
         found = [page for page in pages if page in there]
         nav += [{section: found}] if section and found else found
-    listed = {page for pages in ORDER.values() for page in pages}
+    listed = {page for pages in order.values() for page in pages}
     more = sorted(page for page in there - listed if "/" not in page)
     config["nav"] = nav + ([{"More": more}] if more else [])
     return config
+
+
+def linked_methods() -> list[str]:
+    """The pages of methods, in the order of their table."""
+    return re.findall(r"\]\((methods/[\w-]+\.md)\)", (ROOT / "docs" / "methods.md").read_text("utf-8"))
 
 
 def on_files(files: Files, config: Any) -> Files:
