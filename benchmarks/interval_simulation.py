@@ -26,13 +26,13 @@ from simulated_intervals import Coverage, coverage
 
 SKEWS = ((0.5, 0.3), (1.0, 0.3), (1.0, 1.0), (1.5, 0.3), (1.5, 1.5), (0.3, 1.5), (2.0, 1.0))
 KINDS: dict[str, tuple[Callable[..., Any], tuple[int, ...], float, list[tuple[str, dict[str, Any]]]]] = {
-    "means": (simulated.means, (32, 64, 128), 1.0, [(shape, {"shape": shape}) for shape in simulated.SHAPES]),
+    "means": (simulated.means, (32, 48, 64, 128), 1.0, [(shape, {"shape": shape}) for shape in simulated.SHAPES]),
     "correlations": (simulated.means, (8, 16, 32), 1.0, [("bounded", {"shape": "normal", "bounded": True})]),
     "ratios": (simulated.ratios, (24, 40, 120), 2.0, [(f"{a:g} / {b:g}", {"skew": a, "beside": b}) for a, b in SKEWS]),
     "shares": (simulated.shares, (20, 40, 100), 1.0, [(f"{share:g}", {"share": share}) for share in (0.6, 0.9, 0.97)]),
     "heads": (simulated.heads, (20, 40, 100), 1.0, [(f"AUROC {a:g}", {"auroc": a}) for a in (0.5, 0.7, 0.9, 0.97)]),
     "scores": (simulated.scores, (20, 40, 100), 0.5, [(f"AUROC {a:g}", {"auroc": a}) for a in (0.55, 0.75, 0.95)]),
-    "cells": (simulated.scores, (20, 40, 100), 0.35, [(f"AUROC {a:g}", {"auroc": a, "each": 24}) for a in (0.55, 0.75, 0.95)]),
+    "cells": (simulated.cells, (20, 40, 100), 0.35, [(f"AUROC {a:g}", {"auroc": a}) for a in (0.55, 0.75, 0.95)]),
     "others": (simulated.others, (24, 40, 100), 1.0, [("", {})]),
 }
 """Name -> data sets, numbers of images, repeats in units of `--repeats`, and shapes by name."""

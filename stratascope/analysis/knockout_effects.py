@@ -61,7 +61,8 @@ class KnockoutEffects(
     )
     """One row per reader (tokens that cannot attend to the target: `final`, `later`, or a group), target and window: first, last (block),
     effect (mean change of the logit difference towards the model's answer; below 0 where masking weakens it), its intervals (pointwise, and
-    simultaneous over the windows of a pair; NaN where too few images decide the effects of the pair), flipped (share of examples whose
+    simultaneous over the windows of a pair; NaN where too few images decide the effects of the pair, one end where
+    they do not show how large effects are), flipped (share of examples whose
     answer becomes the other one), examples, images. The first window of a pair is all blocks."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
@@ -241,5 +242,6 @@ def _title(reader: str) -> str:
 
 def _effect_text(row: Mapping[str, Any] | pd.Series[Any]) -> str:
     low, high = float(row["low_simultaneous"]), float(row["high_simultaneous"])
-    ends = f"[{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else "(too few images)"
+    said = [f"{end:+.2f}" if np.isfinite(end) else "unknown" for end in (low, high)]
+    ends = f"[{', '.join(said)}]" if np.isfinite([low, high]).any() else "(too few images)"
     return f"{row['effect']:+.2f} {ends}{'*' if low > 0 or high < 0 else ' '}"

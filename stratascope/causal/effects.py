@@ -22,9 +22,9 @@ LEAST_DIFFERENCE = 0.2
 """A pair is used for patching if its logit differences differ by at least this share of their root mean square over all pairs."""
 
 
-MOST_UNEQUAL = ((64, 1.3), (128, 1.5))
-"""(images, spread of the logarithm of sizes): fewer images of more unequal sizes have a lower end of the interval, but no upper one: the
-large sizes that a sample lacks have no limit."""
+MOST_UNEQUAL = ((64, 1.25), (128, 1.4))
+"""(images, spread of the logarithm of sizes, mean over layers): fewer images of more unequal sizes have a lower end of the interval, but no
+upper one: the large sizes that a sample lacks have no limit. The layers decide together: those whose own sample lacks them look even."""
 FEWEST_PAIRS = 10
 """Pairs below which patching decides nothing, and the restored share has no interval."""
 
@@ -132,7 +132,8 @@ def _without_upper_end(sizes: Floats, bootstrap: Bootstrap) -> NDArray[np.bool_]
     member = (bootstrap.groups[:, None] == np.arange(bootstrap.count)).astype(np.float64)
     present = known.astype(np.float64) @ member > 0
     spread, images = log_spread(np.where(known, sizes, 0) @ member, present), present.sum(1)
-    return np.asarray(np.any([(images < most) & (spread > limit) for most, limit in MOST_UNEQUAL], axis=0))
+    middle = float(spread[images > 0].mean()) if (images > 0).any() else float("nan")
+    return np.asarray(np.any([(images < most) & (middle > limit) for most, limit in MOST_UNEQUAL], axis=0))
 
 
 def restored(

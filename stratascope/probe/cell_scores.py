@@ -16,6 +16,7 @@ from stratascope.probe.solver.standardised_rows import Rows, suited_dtype
 from stratascope.probe.tasks.image_cells import CellTask
 from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.probe.validation.out_of_fold import OutOfFold
+from stratascope.stats.auroc import effective_groups
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import INTERVALS, constant_within_folds
 
@@ -49,10 +50,13 @@ def score_rows(
         chance = 0.5 if metric == "auroc" else 1 / len(task.classes)
         values, spread = {task.name: values[metric]}, {task.name: spread[metric]}
     used = task.folds.of >= 0
-    certain = constant_within_folds(np.stack([answer.logits[:, used] for answer in answers]), task.folds.of[used])
+    logits = np.stack([answer.logits[:, used] for answer in answers])
+    certain, groups = constant_within_folds(logits, task.folds.of[used]), bootstrap.count
+    if task.classes and metric == "auroc":
+        groups = effective_groups(logits[:, 0], task.labels[used] == 1, task.folds.of[used], bootstrap.groups)
     found = []
     for curve in curves:
-        rows = score_table(layers, {metric: values[curve]}, {metric: spread[curve]}, {metric: chance}, bootstrap.count, level, certain)
+        rows = score_table(layers, {metric: values[curve]}, {metric: spread[curve]}, {metric: chance}, groups, level, certain)
         base, drawn_base = (alone[metric], drawn[metric]) if alone else (np.array([chance]), np.array([chance]))
         over = Advantage.of(
             layers, values[curve] - base, spread[curve] - drawn_base, metric=metric, name=curve, baseline="", level=level,

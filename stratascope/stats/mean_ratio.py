@@ -24,7 +24,7 @@ FURTHEST = 1.5
 """How far a simultaneous band reaches at most, in distances of the row's own most extreme resample."""
 LONGEST = 12.0
 """How far an interval reaches at most, in standard errors."""
-LONGEST_LOG = 4.0
+LONGEST_LOG = 6.0
 """The same of a pointwise interval of the logarithm of a ratio."""
 _LARGE, _LARGEST, _NOTABLE = 0.95, 0.99, 0.1
 """Quantiles of the deviations in a family, and the share of the largest that a deciding group exceeds."""
@@ -33,8 +33,11 @@ _FULL, _FALL = 64, 0.4
 _JOINT = 0.5
 """Share of the widening, on a log scale, that the simultaneous band has."""
 _SHARES = ((0.5, 0.9), (0.75, 0.95))
-_EQUAL, _STEEPNESS, _MOST = 0.6, 2.5, 1.6
-"""Spread of the logarithm of sizes (`log_spread`) from which and up to which intervals are widened, and how fast: chosen by simulation."""
+_EQUAL, _EQUAL_LOG, _STEEPNESS, _MOST = 0.6, 0.3, 2.5, 1.6
+"""Spread of the logarithm of sizes (`log_spread`) from which, on a log scale the second, and up to which intervals are widened, and how
+fast."""
+_OPEN, _OPEN_SKEWNESS = 1.4, 0.45
+"""Spread of the logarithm and skewness, in square roots of groups, above which a family of fewer than `_FULL` groups has an open end."""
 
 
 def mean_ratio(
@@ -55,7 +58,9 @@ def mean_ratio(
 
     Where sizes are so unequal that a few groups decide the mean, most samples lack the largest, and bootstrap-t intervals of a nominal
     95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6. More than
-    `_FULL` groups hold enough of the largest, and the level is closer to 95 %.
+    `_FULL` groups hold enough of the largest, and the level is closer to 95 %. On a log scale the lower end is widened by the sizes of
+    `bottom`, the upper end by those of `top`. Where even that does not cover, in families of fewer than `_FULL` groups whose sizes are
+    very unequal and skewed, the end on the side of the large values is NaN, and the other end is given.
 
     The simultaneous band takes the largest distance of a resample over rows, but at most `FURTHEST` times the largest of a row's own: a row
     whose few large values make its distances extreme would else widen all others without limit. No end is farther than `LONGEST` standard
@@ -121,19 +126,23 @@ def mean_ratio(
         distance = drawn * np.log(drawn / value) if positive else drawn - value
         apart = np.where(errors > 0, distance / errors, np.nan)
         deviations = np.where(present, (above - value[:, None] * below) * (present.sum(1) / below.sum(1))[:, None], np.nan)
-    unequal = np.zeros(len(above))
-    if not bounded:
-        unequal = np.maximum(log_spread(above, present), log_spread(below if positive else deviations, present))
+    # (end, row): samples that lack large values of `bottom` have a lower end that is too high, of `top` an upper one that is too low
+    unequal = np.zeros((2, len(above)))
+    if positive:
+        unequal = np.stack([log_spread(below, present), log_spread(above, present)])
+    elif not bounded:
+        unequal[:] = np.maximum(log_spread(above, present), log_spread(deviations, present))
     ends = [np.array(value) for _ in range(4)]
     critical = 0.0
     if spread.any():
         tail = (1 - level) / 2
         apart = apart[:, spread]
         steepness = _STEEPNESS * np.minimum(1, (_FULL / present.sum(1)[spread]) ** _FALL)
-        caution = np.exp(-steepness * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
+        least = _EQUAL_LOG if positive else _EQUAL
+        cautions = np.exp(-steepness * (np.clip(unequal[:, spread], least, _MOST) - least))
         # (row,) how far the ends reach: pointwise, and together with all rows, within a limit of the row's own
         alone, together = [], []
-        for side in (apart, -apart):
+        for side, caution in zip((apart, -apart), cautions, strict=True):
             largest = np.fmax.reduce(side, axis=1)
             alone.append([np.nanquantile(row, 1 - share) for row, share in zip(side.T, tail * caution, strict=True)])
             together.append(np.minimum(np.nanquantile(largest, 1 - tail * caution**_JOINT), FURTHEST * np.nanmax(side, axis=0)))
@@ -155,9 +164,23 @@ def mean_ratio(
     few = count < (FEWEST_BOUNDED if bounded else FEWEST_RATIO if positive else FEWEST_GROUPS)
     if not (bounded or positive) and spread.any():
         few |= deciding_groups(deviations[spread]) < FEWEST_DECIDING
+        long = _long_side(deviations[spread], unequal[0, spread], count[spread])
+        for end, sign in zip(ends, (-1, 1, -1, 1), strict=True):
+            end[spread] = np.where(long == sign, np.nan, end[spread])
     for end in ends:
         end[few] = np.nan
     return value, error, Band(ends[0], ends[1], ends[2], ends[3], critical)
+
+
+def _long_side(deviations: Floats, unequal: Floats, count: NDArray[np.integer]) -> Floats:
+    """(row,) side, -1 or 1, of the large deviations whose size the sample does not show; 0 where it does.
+
+    The means over the family decide: the rows whose own sample lacks the large values are those that look even.
+    """
+    third, second = (np.nanmean(deviations**power, axis=1) for power in (3, 2))
+    skewness = third / second**1.5
+    are_open = unequal.mean() > _OPEN and float(np.mean(np.abs(skewness) / np.sqrt(count))) > _OPEN_SKEWNESS
+    return np.where((count < _FULL) & are_open, np.sign(skewness), 0)
 
 
 def deciding_groups(deviations: Floats) -> float:
