@@ -12,6 +12,8 @@ import pytest
 from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads of torch and BLAS beside them would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a test run in the background ignores Ctrl-C, and so would the processes that tests interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
