@@ -73,7 +73,7 @@ def made(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
     path = tmp_path_factory.mktemp("made") / "s.zarr"
     files = ["--examples", str(scenes / "scenes.jsonl"), "--images", str(scenes / "images"), "--boxes", str(scenes / "instances.json")]
-    few = ["--limit", "64", "--knockouts", "12", "--knockout-window", "6", "--patches", "24", "--record", RECORDED]
+    few = ["--limit", "64", "--knockouts", "12", "--knockout-window", "6", "--patches", "24", "--record", f"{RECORDED},vision_change"]
     assert result_of("extract", "--model", "demo", *files, *few, "--out", str(path)).exit_code == 0
     rest = path.with_name("rest.jsonl")
     rest.write_text("\n".join((scenes / "scenes.jsonl").read_text().splitlines()[64:]))
