@@ -11,7 +11,7 @@ import torch
 
 from stratascope.errors import CaptureError
 from stratascope.extract.plan.answer_tokens import ABSENT, scored_rows
-from stratascope.extract.run.capture import reading_residuals
+from stratascope.extract.run.capture import visiting_residuals
 from stratascope.extract.run.decoder import kept_logits
 from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.model import Batch, CaptureModel
@@ -114,7 +114,7 @@ def _residual(model: CaptureModel, batch_of: Callable[[list[int]], Batch], membe
     given = inputs_behind(model, batch_of([members[place] for place, *_ in rows]), [suffix for _, suffix, _ in rows])
     blocks: Any = model.decoder.layers
     found: list[torch.Tensor] = []
-    with reading_residuals(blocks, lambda layer, hidden: found.append(hidden) if layer == len(blocks) else None):
+    with visiting_residuals(blocks, lambda layer, hidden: found.append(hidden) if layer == len(blocks) else None):
         model.model(**given, use_cache=False, **kept_logits(model.model, 1))
     return found[0].to(model.device)
 

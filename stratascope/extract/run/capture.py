@@ -238,20 +238,25 @@ def value_logits(value: torch.Tensor, output_weight: torch.Tensor, heads: int, t
 
 
 @contextmanager
-def reading_residuals(blocks: Any, keep: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """While open, `keep(layer, hidden)` receives the residual stream at the entry of each block and at the exit of the last.
+def visiting_residuals(blocks: Any, visit: Callable[[int, torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """While open, `visit(layer, hidden)` receives the residual stream at the entry of each block and at the exit of the last, and may
+    return another one in its place.
 
     Inputs, not outputs: Qwen3-VL adds features to the residual stream between blocks.
     """
 
     def entering(layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(layer, args[0] if args else kwargs["hidden_states"])
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            found = visit(layer, args[0] if args else kwargs["hidden_states"])
+            if found is None:
+                return None
+            return ((found, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": found})
 
         return hook
 
-    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        keep(len(blocks), output[0] if isinstance(output, tuple) else output)
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        found = visit(len(blocks), output[0] if isinstance(output, tuple) else output)
+        return (found, *output[1:]) if found is not None and isinstance(output, tuple) else found
 
     handles = [block.register_forward_pre_hook(entering(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
     handles.append(blocks[-1].register_forward_hook(leaving))
@@ -273,7 +278,7 @@ def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
     CaptureError
         If a block with softmax attention used another attention kernel.
     """
-    with listening(capture), reading_residuals(decoder.layers, capture.pool):
+    with listening(capture), visiting_residuals(decoder.layers, capture.pool):
         yield capture
     if absent := sorted(set(attention_blocks(decoder.config)) - set(capture.rows)):
         raise CaptureError(

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from stratascope.errors import CaptureError
-from stratascope.extract.run.capture import reading_residuals
+from stratascope.extract.run.capture import visiting_residuals
 from stratascope.extract.run.decoder import attention_blocks, kept_logits, takes
 from stratascope.extract.run.general_inputs import BY_TOKEN
 
@@ -203,7 +203,7 @@ def generate(
         if cache.together:
             real = torch.cat([real, torch.ones_like(real[:, :1])], 1)
             given |= {"attention_mask": real, "position_ids": following + k}
-        with reading_residuals(decoder.layers, kept.__setitem__):
+        with visiting_residuals(decoder.layers, kept.__setitem__):
             made = model(input_ids=token[:, None], use_cache=True, **given, **kept_logits(model, 1))
         held = getattr(made, cache.name)
         if k in asked.kept:

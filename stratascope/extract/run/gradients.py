@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from stratascope.extract.run.attention_function import QUERY_CHUNK, BlockAttention, listening
-from stratascope.extract.run.capture import reading_residuals
+from stratascope.extract.run.capture import visiting_residuals
 
 ARRAYS = frozenset({"gradient_input", "hiding_estimate", "gradient_rollout", "gradient_maps", "gradient_scale"})
 """Arrays of a store that come from the backward pass."""
@@ -82,7 +82,7 @@ def token_gradients(
             streams[layer] = hidden
 
     listener = _Attentions()
-    with torch.enable_grad(), listening(listener), reading_residuals(blocks, keep):
+    with torch.enable_grad(), listening(listener), visiting_residuals(blocks, keep):
         forward()
         found = difference(streams[len(blocks)][:, -1]).sum()
         entry, *outputs = torch.autograd.grad(found, [streams[0], *(seen.output for seen in listener.seen)])

@@ -18,7 +18,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from stratascope.errors import CaptureError
 from stratascope.extract.families.model_families import Tower
-from stratascope.extract.run.capture import reading_residuals
+from stratascope.extract.run.capture import visiting_residuals
 
 _TOWERS = ("visual", "vision_tower", "vision_model")
 _BLOCKS = ("blocks", "layers", "layer")
@@ -210,5 +210,5 @@ def view_capture(tower: Any, pixels: torch.Tensor, request: CellRequest) -> Visi
 @contextmanager
 def capturing_vision(tower: nn.Module, capture: VisionCapture) -> Iterator[VisionCapture]:
     """While open, a pass through the tower fills `capture`: layer k is the input of block k, the last layer the output."""
-    with reading_residuals(tower_blocks(tower), capture.pool):
+    with visiting_residuals(tower_blocks(tower), capture.pool):
         yield capture

@@ -6,14 +6,13 @@ attention, convolutions and state-space blocks have another state, and some bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from stratascope.extract.run.answer_scores import inputs_behind
+from stratascope.extract.run.capture import visiting_residuals
 from stratascope.extract.run.decoder import kept_logits
 from stratascope.extract.run.knockout import Trace
 from stratascope.extract.run.model import Batch, CaptureModel
@@ -69,7 +68,7 @@ class WholePass:
             return after
 
         batch = self.batch if one_image else repeated(self.batch, rows)
-        with editing_blocks(blocks, edited), torch.inference_mode():
+        with visiting_residuals(blocks, edited), torch.inference_mode():
             given = inputs_behind(self.model, batch, [self.behind] * len(batch.members))
             self.model.model(**given, use_cache=False, **kept_logits(self.model.model, 1))
         output = found[0]
@@ -85,29 +84,3 @@ def repeated(batch: Batch, rows: int) -> Batch:
         lengths=batch.lengths.expand(rows),
         features=tuple(batch.features) * rows,
     )
-
-
-@contextmanager
-def editing_blocks(blocks: Any, edit: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """While open, `edit(layer, hidden)` replaces what enters each block, and what the last one returns."""
-
-    def entering(layer: int) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (edit(layer, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": edit(layer, kwargs["hidden_states"])}
-
-        return hook
-
-    def leaving(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return edit(len(blocks), output[0]), *output[1:]
-        return edit(len(blocks), output)
-
-    handles = [block.register_forward_pre_hook(entering(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
-    handles.append(blocks[-1].register_forward_hook(leaving))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
