@@ -6,7 +6,7 @@ A photo has some 30 windows in each of 28 blocks for Qwen2.5-VL, of at most four
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -62,45 +62,45 @@ _hear: ContextVar[Hear | None] = ContextVar("stratascope_hear", default=None)
 def hearing_attention(tower: nn.Module, hear: Hear) -> Iterator[None]:
     """While open, `hear` receives the inputs of every attention in `tower`, which stays stock SDPA; to be entered before
     `windows_in_one_call`."""
-    configs: dict[int, Any] = {id(config): config for module in tower.modules() if (config := getattr(module, "config", None)) is not None}
-    before = {key: config._attn_implementation for key, config in configs.items()}
     token = _hear.set(hear)
     try:
-        for key, config in configs.items():
-            if before[key] == "sdpa" and not _windowed(tower):
-                config._attn_implementation = HEARD
-        yield
+        with _instead_of_sdpa(HEARD, () if _windowed(tower) else tower.modules()):
+            yield
     finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
         _hear.reset(token)
-
-
-def _windowed(tower: nn.Module) -> bool:
-    """Whether transformers gives the attention of a tower the bounds of its windows."""
-    return any("cu_seqlens" in inspect.signature(kind.forward).parameters for kind in {type(module) for module in tower.modules()})
 
 
 @contextmanager
 def windows_in_one_call(tower: nn.Module | None) -> Iterator[None]:
     """While open, attention over several windows in `tower` is one call for each size of window; other towers are left as they are."""
-    kinds = {type(module): module for module in (tower.modules() if tower is not None else ())}
-    configs: dict[int, Any] = {
-        id(config): config
-        for kind, module in kinds.items()
-        if (config := getattr(module, "config", None)) is not None and "cu_seqlens" in inspect.signature(kind.forward).parameters
-    }
-    before = {key: config._attn_implementation for key, config in configs.items()}
     token = _windows.set(Windows())
+    try:
+        with _instead_of_sdpa(NAME, _windowed(tower) if tower is not None else ()):
+            yield
+    finally:
+        _windows.reset(token)
+
+
+def _windowed(tower: nn.Module) -> list[nn.Module]:
+    """Modules that transformers gives the bounds of windows."""
+    kinds = {type(module) for module in tower.modules()}
+    given = {kind for kind in kinds if "cu_seqlens" in inspect.signature(kind.forward).parameters}
+    return [module for module in tower.modules() if type(module) in given]
+
+
+@contextmanager
+def _instead_of_sdpa(name: str, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, the attention function `name` stands in the configurations of modules that have stock SDPA."""
+    configs: dict[int, Any] = {id(config): config for module in modules if (config := getattr(module, "config", None)) is not None}
+    before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for key, config in configs.items():
             if before[key] == "sdpa":
-                config._attn_implementation = NAME
+                config._attn_implementation = name
         yield
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
-        _windows.reset(token)
 
 
 def _attention(
