@@ -59,13 +59,14 @@ def tower_flow(maps: NDArray[Any], tower: NDArray[Any], parents: NDArray[np.inte
         raise InvalidInputError(f"expected maps of the tower by block, view, token and token as {parents.shape}, found {tower.shape}")
     own = tower[0].any(-1)  # (view, token)
     decoder, below = flow_capacities(maps), _tower_capacities(tower)
-    targets = np.stack([_target_cuts(below[:, view], parents, view) for view in range(len(parents))])
+    shares = _shares(parents)
+    targets = np.stack([_target_cuts(below[:, view], shares[view]) for view in range(len(parents))])
     source, solver = np.zeros(len(parents), np.int64), FlowSolver(decoder)
     for view in np.flatnonzero((parents >= 0).any(1)):
         into = np.isin(np.arange(maps.shape[-1]), parents[view])
         source[view] = solver.into(into, min(group_bounds(decoder, into)))
     bound = np.minimum(targets, source[:, None])
-    solver = FlowSolver(*_composed(decoder, below, parents, own))
+    solver = FlowSolver(*_composed(decoder, below, parents, shares, own))
     value, cut = np.full(own.shape, np.nan), np.full(own.shape, -1, np.int8)
     number = np.cumsum(own).reshape(own.shape) - 1
     for view, token in np.argwhere(own & (np.arange(own.shape[1]) >= skip)):
@@ -97,15 +98,16 @@ def _shares(parents: NDArray[np.integer]) -> Counts:
     return np.where(parents >= 0, np.rint(UNIT / np.maximum(counts, 1)).astype(np.int64)[parents.clip(0)], 0)
 
 
-def _target_cuts(capacities: Counts, parents: NDArray[np.integer], view: int) -> Counts:
-    """(token,) smallest target cut of a view, from (block, upper, lower) capacities and the edge from the parent."""
+def _target_cuts(capacities: Counts, shares: Counts) -> Counts:
+    """(token,) smallest target cut of a view, from (block, upper, lower) capacities and (token,) those of the edges from parents."""
     along = np.diagonal(capacities, axis1=1, axis2=2)
     into = np.stack([np.minimum(layer.sum(0), ENOUGH) for layer in capacities])
-    shares = _shares(parents)[view]
     return smallest_cut(np.vstack([np.minimum(into - along, ENOUGH), shares]), np.vstack([along, np.zeros_like(shares)]))
 
 
-def _composed(decoder: Counts, below: Counts, parents: NDArray[np.integer], own: NDArray[np.bool_]) -> tuple[Counts, Sequence[bool]]:
+def _composed(
+    decoder: Counts, below: Counts, parents: NDArray[np.integer], shares: Counts, own: NDArray[np.bool_]
+) -> tuple[Counts, Sequence[bool]]:
     """(layer, upper, lower) capacities of tower, projector and decoder, and which layers are causal.
 
     The tokens of all views come first in the levels of the tower, those of the prompt last in the levels of the decoder.
@@ -121,6 +123,6 @@ def _composed(decoder: Counts, below: Counts, parents: NDArray[np.integer], own:
         place = slice(start, start + tokens)
         capacities[:blocks, place, place] = below[:, view, :tokens, :tokens]
         fed = np.flatnonzero(parents[view, :tokens] >= 0)
-        capacities[blocks, shift + parents[view, fed], start + fed] = _shares(parents)[view, fed]
+        capacities[blocks, shift + parents[view, fed], start + fed] = shares[view, fed]
         start += tokens
     return capacities, [*[False] * (blocks + 1), *[True] * layers]

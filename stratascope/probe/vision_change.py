@@ -23,6 +23,7 @@ from stratascope.stats.intervals import INTERVAL
 from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
+from stratascope.store.format.layout import CHANGED
 from stratascope.store.format.prompt_parts import shown_boxes
 from stratascope.store.io.example_identity import image_groups
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats = NDArray[Any]
-CHANGED = ("subject", "object")
 CELLS = ("own", "other", "background")
 """Cells of the changed box, of the other object's box, and of neither."""
 _READ = 32

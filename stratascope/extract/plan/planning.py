@@ -115,11 +115,11 @@ def build_plan(
     tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system, images, shot_sizes)
     names = [name for example in examples for name in example.images]
     seen = shown_images(names, settings.condition, settings.seed)
-    shown, further = seen[::images], [tuple(seen[k + 1 : k + images]) for k in range(0, len(seen), images)]
+    shown, together = seen[::images], [tuple(seen[k : k + images]) for k in range(0, len(seen), images)]
     facts = image_facts(settings, names, strict=settings.strict, progress=progress)
     check_shots(settings, examples, facts, context)
     facts |= context
-    layouts = planned_layouts(tokenizer, examples, [(a, *rest) for a, rest in zip(shown, further, strict=True)], facts, settings, progress)
+    layouts = planned_layouts(tokenizer, examples, together, facts, settings, progress)
     if images == 1 and any(layout.grid == NO_GRID for layout in layouts):
         check_cells(source, _requests_of_cells(settings))
     unusable = [fact.problem for fact in facts.values() if fact.problem]
@@ -231,7 +231,7 @@ def build_plan(
     }
     plan = ExtractionPlan(
         settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance,
-        further if images > 1 else [], tower,
+        [each[1:] for each in together] if images > 1 else [], tower,
     )  # fmt: skip
     plan = _with_knockouts(plan, knocked) if knocked.any() else plan
     return _with_changes(plan) if "vision_change" in settings.record else plan

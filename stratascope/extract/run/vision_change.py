@@ -16,9 +16,7 @@ from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.inputs import PreparedImages, shown_image
 from stratascope.extract.run.vision_features import ImageFeatures
 from stratascope.extract.run.vision_tower import CellRequest
-
-CHANGED = ("subject", "object")
-"""Whose box is painted over, along the axis `changed`."""
+from stratascope.store.format.layout import CHANGED
 
 
 def painted_over(image: Image.Image, box: Box) -> Image.Image | None:

@@ -24,6 +24,9 @@ TOKEN_BYTES = 16
 RECORDED = STATUS_CODES["recorded"]
 """Code of an example whose activations are in the store."""
 
+CHANGED = ("subject", "object")
+"""Whose box is painted over, along the axis `changed`."""
+
 KNOCKOUT_AXES = ("knockout_modes", "knockout_windows", "knockout_targets")
 _NEEDED: dict[str, tuple[str, ...]] = {
     "head_outputs": ("head_dim",),
@@ -186,7 +189,7 @@ class StoreLayout:
             "position": self.positions, "vision_position": self.vision_positions, "span": self.spans, "choice": self.choices,
             "answer_form": self.answer_forms, "knockout_mode": self.knockout_modes, "knockout_window": self.knockout_windows,
             "knockout_target": self.knockout_targets, "bound": ("start", "stop"), "grid_axis": ("rows", "columns"),
-            "side": ("left", "top", "right", "bottom"), "changed": ("subject", "object"),
+            "side": ("left", "top", "right", "bottom"), "changed": CHANGED,
         }.get(dim)  # fmt: skip
 
     @property
@@ -206,7 +209,7 @@ class StoreLayout:
             "generated": self.generated, "byte": self.generated * TOKEN_BYTES,
             "vision_block": self.vision_blocks, "view": self.vision_views, "vision_token": self.vision_tokens,
             "vision_query": self.vision_tokens, "vision_key": self.vision_tokens, "side": 4,
-            "changed": 2, "change_layer": self.change_blocks + 2, "cell": self.change_cells,
+            "changed": len(CHANGED), "change_layer": self.change_blocks + 2, "cell": self.change_cells,
         }  # fmt: skip
 
     def arrays(self) -> tuple[ArraySpec, ...]:
