@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -22,10 +24,14 @@ PAIR = "final+relation"
 QUICK = {"strengths": (1e-2,), "draws": 200, "scheduler": "synchronous", "tolerance": 1e-12}
 
 
+def planted_pair(path: Path, examples: int = 400) -> ActivationStore:
+    """A sign at each of two positions from layer 1 on; their product is the label."""
+    return ActivationStore.open(planted_store(path, examples=examples, layers=1, onset=1, strength=2.0, pair=True))
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> ActivationStore:
-    """A sign at each of two positions from layer 1 on; their product is the label."""
-    return ActivationStore.open(planted_store(tmp_path_factory.mktemp("pair") / "a.zarr", layers=1, onset=1, strength=2.0, pair=True))
+    return planted_pair(tmp_path_factory.mktemp("pair") / "a.zarr")
 
 
 def vectors(store: ActivationStore, layer: int, examples: np.ndarray) -> np.ndarray:
@@ -54,8 +60,9 @@ def test_a_pair_probe_is_logistic_regression_on_both_vectors(store, form):
 
 
 @pytest.mark.slow
-def test_only_the_bilinear_form_finds_a_product(store):
+def test_only_the_bilinear_form_finds_a_product(tmp_path):
     """XOR: neither position alone, nor any sum of both, tells the label."""
+    store = planted_pair(tmp_path / "large.zarr", 600)
     found = {form: layer_curve(store, "truth", PAIR, pair=form, draws=500) for form in ("concatenation", "bilinear")}
     assert found["bilinear"].rows()["low_simultaneous"].to_numpy()[1] > 0.85
     assert found["bilinear"].rows()["low_simultaneous"].to_numpy()[0] < 0.5, "nothing is planted at layer 0"

@@ -101,7 +101,8 @@ def test_out_of_fold_answers_are_those_of_scikit_learn(cells: ActivationStore, s
 
 
 @pytest.mark.slow
-def test_planted_layers_are_found_and_no_others(cells: ActivationStore, tmp_path: Path) -> None:
+def test_planted_layers_are_found_and_no_others(tmp_path: Path) -> None:
+    cells = ActivationStore.open(planted_cells(tmp_path / "large.zarr", examples=300))  # coordinates tell little of boxes
     done = CliRunner().invoke(main, ["patches", cells.name, "--cells", "36", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     found = PatchProbes.load(tmp_path / "patches.zarr.zip")
