@@ -18,7 +18,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import CHOICE, Result, array_field, new_axes, table_field, titled
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVAL
+from stratascope.stats.intervals import INTERVAL, interval_text
 from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
@@ -242,6 +242,4 @@ def _title(reader: str) -> str:
 
 def _effect_text(row: Mapping[str, Any] | pd.Series[Any]) -> str:
     low, high = float(row["low_simultaneous"]), float(row["high_simultaneous"])
-    said = [f"{end:+.2f}" if np.isfinite(end) else "unknown" for end in (low, high)]
-    ends = f"[{', '.join(said)}]" if np.isfinite([low, high]).any() else "(too few images)"
-    return f"{row['effect']:+.2f} {ends}{'*' if low > 0 or high < 0 else ' '}"
+    return f"{row['effect']:+.2f} {interval_text(low, high, '+.2f')}{'*' if low > 0 or high < 0 else ' '}"

@@ -26,6 +26,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap, repetition_weights
+from stratascope.stats.intervals import interval_text
 from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import Along, each
@@ -42,7 +43,7 @@ LEFT_OUT = ("position",)
 """Methods without a zero of the score, so without a ratio."""
 PIECE = 8
 FEWEST_OF_RANDOM = 16
-"""Images below which the ratio of random scores, of which no few images decide the mean, has no interval."""
+"""Images below which the ratio of random scores, whose mean no few images decide, has no interval."""
 LISTED_IMAGES = 5
 """Images with refused boxes that a summary lists."""
 
@@ -115,8 +116,7 @@ class Pointing(
         ]
         for row in self.table.to_dict("records"):
             value, low, high = (row[f"over_{against}{end}"] for end in ("", "_low", "_high"))
-            ends = f"[{low:.2f}, {high:.2f}]" if np.isfinite(low) else "(too few images)"
-            lines.append(f"  {value:6.2f} {ends}  {row['wins']:4.0%}  {row['label']}")
+            lines.append(f"  {value:6.2f} {interval_text(low, high)}  {row['wins']:4.0%}  {row['label']}")
         lines += _alignment_text(self.attributes.get("box_alignment", {}))
         if against == "ground":
             lines.append("other objects are unknown and count as background; give the boxes of all objects in the images")

@@ -260,7 +260,7 @@ def _save_curves(
     progress: bool,
     show: Callable[[Mapping[str, LayerCurve]], None],
 ) -> None:
-    """Curves, of which `show` receives those of the summary as soon as their figure is drawn; advantages, accuracy by relation, figures."""
+    """Curves, advantages, accuracy by relation, figures; `show` receives the summary's curves as soon as their figure is drawn."""
     from stratascope.probe.curve.breakdown import AccuracyBy
     from stratascope.results.locations import file_name
     from stratascope.results.saved_files import save_with_figure

@@ -19,7 +19,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVAL
+from stratascope.stats.intervals import INTERVAL, interval_text
 from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
@@ -232,7 +232,8 @@ def _other(changed: str) -> str:
 def _curve_text(rows: pd.DataFrame, cells: str) -> str:
     tower, merged = rows[rows["stage"] == "tower"], rows[rows["stage"] == MERGED]
     last = tower.iloc[-1]
-    text = f"{last['value']:.2f} {_ends(last)} after {int(last['layer'])} blocks"
+    ends = interval_text(last["low"], last["high"], absent="(too few images for an interval)")
+    text = f"{last['value']:.2f} {ends} after {int(last['layer'])} blocks"
     if cells == "own":
         text = f"{tower['value'].iloc[0]:.2f} before the first block, {text}"
     else:
@@ -240,7 +241,3 @@ def _curve_text(rows: pd.DataFrame, cells: str) -> str:
         whole = ", which attends to the whole image" if len(moved) and moved["whole_image"].iloc[0] else ""
         text = f"0 before block {int(moved['layer'].iloc[0]) - 1}{whole}, {text}" if len(moved) else f"0 in all {int(last['layer'])} blocks"
     return f"{text}, merged {merged['value'].iloc[0]:.2f}" if len(merged) else text
-
-
-def _ends(row: pd.Series[Any]) -> str:
-    return f"[{row['low']:.2f}, {row['high']:.2f}]" if np.isfinite(row["low"]) else "(too few images for an interval)"

@@ -19,6 +19,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import interval_text
 from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
@@ -140,7 +141,7 @@ def _curve_text(position: str, what: str, rows: pd.DataFrame) -> str:
     best = tower.iloc[int(tower["value"].to_numpy(float).argmax())]
     last = f", merged {merged['value'].iloc[0]:.2f}" if len(merged) else ""
     first, cells = tower["value"].iloc[0], position.replace("_", " ")
-    ends = f"[{best['low']:.2f}, {best['high']:.2f}]" if np.isfinite(best["low"]) else "(too few images for an interval)"
+    ends = interval_text(best["low"], best["high"], absent="(too few images for an interval)")
     return (
         f"{what:<14} from the {cells}: {first:+.2f} before the first block, highest {best['value']:.2f} {ends} "
         f"after {int(best['layer'])} blocks{last} (chance {best['chance']:.2f}){_rise_text(tower)}"

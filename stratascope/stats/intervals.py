@@ -50,6 +50,18 @@ class Band:
         return Band(ends["low"], ends["high"], ends["low_simultaneous"], ends["high_simultaneous"], self.critical)
 
 
+def interval_text(low: float, high: float, form: str = ".2f", absent: str = "(too few images)") -> str:
+    """An interval as text: an end that is not given is unknown, and `absent` stands for an interval without ends.
+
+    Examples
+    --------
+    >>> interval_text(0.1, 0.25), interval_text(0.1, float("nan")), interval_text(float("nan"), float("nan"))
+    ('[0.10, 0.25]', '[0.10, unknown]', '(too few images)')
+    """
+    ends = [format(end, form) if np.isfinite(end) else "unknown" for end in (low, high)]
+    return f"[{', '.join(ends)}]" if np.isfinite([low, high]).any() else absent
+
+
 def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval (1927) of a share among n independent trials; it has width at 0 and 1, where the bootstrap has none.
 

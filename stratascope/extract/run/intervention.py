@@ -58,7 +58,7 @@ class Answers:
     scored: tuple[tuple[int, ...], ...] = ()
     """Tokens of each answer, whose log-probabilities are summed; empty: the logits of `choices`."""
     count: int = 0
-    """Answers of the store, of which the example may offer fewer."""
+    """Answers of the store; the example may offer fewer."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from stratascope.results.file import ResultFile
 from stratascope.results.result import table_field
 from stratascope.results.schema import ResultSchema, columns, floats
 from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import interval_text
 from stratascope.stats.mean_ratio import mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.io.example_identity import group_labels
@@ -60,7 +61,7 @@ class CodelengthCurve(CurveTable, kind="codelength", command="probe", prefix="co
         best = own.iloc[int(own["value"].to_numpy().argmax())]
         bits, uniform = (best[name] / best["examples"] for name in ("bits", "uniform_bits"))
         where = f" at layer {best['layer']}" if own["layer"].nunique() > 1 else ""
-        ends = f"[{best['low']:.2f}, {best['high']:.2f}]" if np.isfinite(best["low"]) else "(too few images for an interval)"
+        ends = interval_text(best["low"], best["high"], absent="(too few images for an interval)")
         compression = f"compression {best['value']:.2f} {ends}"
         return f"{self.title}: {bits:.3f} bits per label{where} (uniform code {uniform:.3f}), {compression}"
 

@@ -232,7 +232,7 @@ class Request:
 
 
 class BoundedStore(ObjectStore[Any]):
-    """Objects on a server, of which those of an absurd size are refused before their bytes are read."""
+    """Objects on a server; those of an absurd size are refused before their bytes are read."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The bytes of a key, None where there are none.
